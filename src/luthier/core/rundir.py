@@ -1,0 +1,164 @@
+"""Every file name of a run, in one place.
+
+    runs/NAME/  recipe.yaml  resolved.json  environment.json  plan.json  report.html  report.json
+                data/{fingerprint.json, examples.html}
+      00-sft/   metrics.jsonl  samples.jsonl  eval.json  log.txt  checkpoints/step-000200/{…, DONE}
+
+Report, resume, export and chat read the folder, never a live object. Whatever a reader could take for good is written
+beside its place, synced, and renamed: a torn file is never read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from luthier.core.errors import Problem, RunError
+
+
+@dataclass(frozen=True)
+class StageDir:
+    """The folder of one stage inside a run."""
+
+    path: Path
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples.jsonl"
+
+    @property
+    def eval(self) -> Path:
+        return self.path / "eval.json"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "log.txt"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def checkpoint(self, step: int) -> Path:
+        """Return the folder of the checkpoint taken after `step` optimizer steps."""
+        return self.checkpoints / f"step-{step:06d}"
+
+    def complete_checkpoints(self) -> list[Path]:
+        """Return the finished checkpoints, oldest first. A folder without DONE was torn and does not count."""
+        found = (p for p in self.checkpoints.glob("step-*") if (p / "DONE").is_file())
+        return sorted(found, key=lambda p: int(p.name.removeprefix("step-")))
+
+    def read_metrics(self) -> Iterator[dict[str, float]]:
+        """Yield the rows of metrics.jsonl; a torn last line (the process was killed while writing) is left out."""
+        if not self.metrics.exists():
+            return
+        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError:
+                return
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """The folder of a run."""
+
+    path: Path
+
+    @property
+    def recipe(self) -> Path:
+        return self.path / "recipe.yaml"
+
+    @property
+    def resolved(self) -> Path:
+        return self.path / "resolved.json"
+
+    @property
+    def environment(self) -> Path:
+        return self.path / "environment.json"
+
+    @property
+    def plan(self) -> Path:
+        return self.path / "plan.json"
+
+    @property
+    def fingerprint(self) -> Path:
+        return self.path / "data" / "fingerprint.json"
+
+    @property
+    def examples_page(self) -> Path:
+        return self.path / "data" / "examples.html"
+
+    @property
+    def report_page(self) -> Path:
+        return self.path / "report.html"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.json"
+
+    def stage(self, index: int, name: str) -> StageDir:
+        return StageDir(self.path / f"{index:02d}-{name}")
+
+    def stages(self) -> list[StageDir]:
+        """Return the stage folders that exist, in order."""
+        return [StageDir(p) for p in sorted(self.path.glob("[0-9][0-9]-*")) if p.is_dir()]
+
+    @classmethod
+    def open(cls, path: Path) -> RunDir:
+        """Return an existing run.
+
+        Raises:
+            RunError: there is no run in that folder.
+        """
+        run = cls(path)
+        if not run.resolved.is_file():
+            beside = sorted(p.parent.name for p in path.parent.glob("*/resolved.json")) if path.parent.is_dir() else []
+            remedy = f"runs there: {', '.join(beside)}" if beside else "start one with `luthier train recipe.yaml`"
+            raise RunError(Problem("This folder holds no run (no resolved.json).", where=str(path), remedy=remedy))
+        return run
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write a file so that a reader sees the old content or the new, never a part.
+
+    Raises:
+        RunError: the disk is full or the folder cannot be written.
+    """
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    beside = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with beside.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        beside.replace(path)
+    except OSError as error:
+        beside.unlink(missing_ok=True) if beside.parent.is_dir() else None
+        raise disk_error(path, error) from error
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write `value` as indented JSON, atomically."""
+    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+def disk_error(path: Path, error: OSError) -> RunError:
+    """Return the user's message for a failed write: how much is free, and what to do."""
+    home = next((p for p in (path, *path.parents) if p.exists()), Path("/"))
+    free = shutil.disk_usage(home).free / 2**20
+    return RunError(
+        Problem(
+            f"Cannot write: {error.strerror or error} ({free:,.0f} MiB free).",
+            where=str(path),
+            remedy="free some space or choose another folder with run=PATH",
+        )
+    )

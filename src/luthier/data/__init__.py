@@ -1,0 +1,1 @@
+"""From a file to examples: sources → formats → render → stream."""

@@ -1,0 +1,1 @@
+"""Out of a run: merged Hugging Face folders and PEFT adapters."""

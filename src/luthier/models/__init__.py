@@ -1,0 +1,1 @@
+"""Models as Luthier sees them: loading, module roles, layer groups, packed attention."""
