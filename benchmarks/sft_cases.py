@@ -17,7 +17,8 @@ from typing import Literal
 
 HERE = Path(__file__).resolve().parent
 SHARED = Path(os.environ.get("LUTHIER_SHARED", HERE.parent.parent / "shared"))
-SOURCES = ("llamafactory/alpaca_en_demo.json", "alpaca/alpaca_small.json")
+ROWS_SOURCE = "alpaca/alpaca_small.json"
+TOKENIZER_SOURCES = (ROWS_SOURCE, "llamafactory/alpaca_en_demo.json")
 BATCH_SIZE = 8
 MAX_LENGTH = 512
 SEED = 7
@@ -60,24 +61,22 @@ LORA_RANK = 8
 LORA_ALPHA = 16
 
 
-def read_conversations(shared: Path) -> list[list[dict[str, str]]]:
-    """Read the Alpaca rows as user/assistant turns, in file order."""
+def read_conversations(path: Path) -> list[list[dict[str, str]]]:
+    """Read an Alpaca file as user/assistant turns, in file order."""
     conversations = []
-    for source in SOURCES:
-        for row in json.loads((shared / "data" / source).read_text(encoding="utf-8")):
-            if not row["output"].strip():
-                continue
-            question = f"{row['instruction']}\n\n{row['input']}" if row["input"] else row["instruction"]
-            conversations.append(
-                [{"role": "user", "content": question}, {"role": "assistant", "content": row["output"]}]
-            )
+    for row in json.loads(path.read_text(encoding="utf-8")):
+        if not row["output"].strip():
+            continue
+        question = f"{row['instruction']}\n\n{row['input']}" if row["input"] else row["instruction"]
+        conversations.append([{"role": "user", "content": question}, {"role": "assistant", "content": row["output"]}])
     return conversations
 
 
-def _texts(conversations: list[list[dict[str, str]]]) -> Iterator[str]:
-    for turns in conversations:
-        for turn in turns:
-            yield turn["content"]
+def _texts(paths: list[Path]) -> Iterator[str]:
+    for path in paths:
+        for turns in read_conversations(path):
+            for turn in turns:
+                yield turn["content"]
 
 
 def write_case(case: Case, rows: int, shared: Path, folder: Path) -> None:
@@ -86,12 +85,11 @@ def write_case(case: Case, rows: int, shared: Path, folder: Path) -> None:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    conversations = read_conversations(shared)
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
     core.train_from_iterator(
-        _texts(conversations),
+        _texts([shared / "data" / source for source in TOKENIZER_SOURCES]),
         trainers.BpeTrainer(
             vocab_size=TOKENIZER_VOCABULARY,
             special_tokens=list(SPECIAL_TOKENS),
@@ -107,6 +105,7 @@ def write_case(case: Case, rows: int, shared: Path, folder: Path) -> None:
     )
     tokenizer.chat_template = CHAT_TEMPLATE
 
+    conversations = read_conversations(shared / "data" / ROWS_SOURCE)
     random.Random(SEED).shuffle(conversations)
     chosen, tokens = [], []
     for turns in conversations:
