@@ -51,6 +51,7 @@ class Task:
     folder: Path
     steps: int
     out: Path
+    grouped: bool
     rows: list[dict[str, list[dict[str, str]]]]
     tokens: list[dict[str, list[int] | int]]
 
@@ -71,13 +72,14 @@ def read_task() -> Task:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--grouped", action="store_true", help="batches of rows of like length")
     options = parser.parse_args()
     wanted = options.steps * BATCH_SIZE
     with (options.folder / "rows.jsonl").open(encoding="utf-8") as stream:
         rows = [json.loads(line) for line in stream][:wanted]
     tokens = json.loads((options.folder / "tokens.json").read_text(encoding="utf-8"))[:wanted]
     assert len(rows) == len(tokens) == wanted, f"{options.folder} holds {len(rows)} rows, {wanted} wanted"
-    return Task(CASES[options.case], options.folder, options.steps, options.out, rows, tokens)
+    return Task(CASES[options.case], options.folder, options.steps, options.out, options.grouped, rows, tokens)
 
 
 def loss_on_rows(model: torch.nn.Module, task: Task) -> float:

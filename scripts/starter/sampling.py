@@ -52,11 +52,11 @@ class SmallLlama:
 
 
 class Cache:
-    """Keys and values of all layers, (layer, B, K, T, D), allocated once."""
+    """Keys (layer, B, K, D, T) and values (layer, B, K, T, D), allocated once; keys lie transposed, as their product wants them."""
 
     def __init__(self, model: SmallLlama, rows: int, length: int) -> None:
-        shape = (model.n_layers, rows, model.n_kv_heads, length, model.head_dim)
-        self.keys, self.values = torch.zeros(shape), torch.zeros(shape)
+        shape = (model.n_layers, rows, model.n_kv_heads)
+        self.keys, self.values = torch.zeros(*shape, model.head_dim, length), torch.zeros(*shape, length, model.head_dim)
 
     def keep(self, rows: torch.Tensor) -> None:
         """Drop all rows but these."""
@@ -90,11 +90,11 @@ def step(model: SmallLlama, tokens_B: torch.Tensor, position: int, cache: Cache,
         prefix = f"layers.{layer}."
         heads = (norm(hidden_BH, prefix + "input_layernorm.weight") @ weights[prefix + "qkv"].T).view(rows, -1, width)
         turned = rotate(heads[:, : model.n_heads + kv], cos, sin)
-        cache.keys[layer, :, :, position] = turned[:, model.n_heads :]
+        cache.keys[layer, :, :, :, position] = turned[:, model.n_heads :]
         cache.values[layer, :, :, position] = heads[:, model.n_heads + kv :]
         queries = turned[:, : model.n_heads].reshape(rows, kv, group, width)  # query head h reads key/value head h // group
-        keys, values = cache.keys[layer, :, :, : position + 1], cache.values[layer, :, :, : position + 1]
-        scores = (queries @ keys.transpose(-1, -2)) * width**-0.5
+        keys, values = cache.keys[layer, :, :, :, : position + 1], cache.values[layer, :, :, : position + 1]
+        scores = (queries @ keys) * width**-0.5
         mixed = (scores.softmax(-1) @ values).reshape(rows, -1)
         hidden_BH = hidden_BH + mixed @ weights[prefix + "self_attn.o_proj.weight"].T
         gate, up = (norm(hidden_BH, prefix + "post_attention_layernorm.weight") @ weights[prefix + "gate_up"].T).chunk(2, dim=-1)

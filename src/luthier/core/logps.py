@@ -1,0 +1,217 @@
+"""The one place where hidden states become log-probabilities.
+
+Logits are made in chunks of rows, only at supervised positions, so that a (tokens × vocabulary) matrix never exists.
+For a loss the gradient with respect to the logits is (softmax − one-hot)·weight, known as soon as a chunk's logits are:
+both matrix products of the backward pass are done on the spot, while the chunk is in cache, and nothing is recomputed
+(three products per chunk in all, the minimum; the idea is that of Liger's fused linear cross-entropy, arXiv:2410.10989).
+
+Shape legend: M supervised positions, C rows of a chunk, H hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+CHUNK_BYTES = 16 * 2**20
+"""Size of one chunk of float32 logits. 8 to 32 MiB run equally fast on CPUs; larger only costs memory."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """How a model turns its last hidden state into logits: softcap(scale · (h·Wᵀ + b)).
+
+    Attributes:
+        weight_VH: (V, H).
+        bias_V: (V,) or None.
+        scale: factor on the logits (Cohere multiplies, Granite divides).
+        softcap: c in c·tanh(logits/c) (Gemma 2), or None.
+        project: the model's own projection (C, H) → (C, V) logits, for heads that are no plain matrix; None otherwise.
+    """
+
+    weight_VH: Tensor
+    bias_V: Tensor | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+    project: Callable[[Tensor], Tensor] | None = None
+
+    def logits(self, hidden_CH: Tensor) -> Tensor:
+        """Return float32 logits (C, V); differentiable. For sampling and for heads with a projection of their own."""
+        if self.project is not None:
+            return self.project(hidden_CH).float()
+        logits_CV = torch.nn.functional.linear(hidden_CH, self.weight_VH.to(hidden_CH.dtype), self.bias_V).float()
+        return _shape_logits(logits_CV, self)[0]
+
+
+def nll_sum(hidden_MH: Tensor, head: Head, targets_M: Tensor, weights_M: Tensor) -> Tensor:
+    """Return Σ wᵢ·(−log p(targetᵢ)), a float32 scalar, differentiable in hidden states and head."""
+    if head.project is not None:
+        return -(_projected_logps(hidden_MH, head, targets_M) * weights_M).sum()
+    return _NllSum.apply(hidden_MH, head.weight_VH, head.bias_V, targets_M, weights_M, head)
+
+
+def logps(hidden_MH: Tensor, head: Head, targets_M: Tensor) -> Tensor:
+    """Return log p(targetᵢ), (M,) float32, differentiable in hidden states and head."""
+    if head.project is not None:
+        return _projected_logps(hidden_MH, head, targets_M)
+    return _Logps.apply(hidden_MH, head.weight_VH, head.bias_V, targets_M, head)
+
+
+def _projected_logps(hidden_MH: Tensor, head: Head, targets_M: Tensor) -> Tensor:
+    """The general path: autograd through the model's own projection, chunk by chunk, recomputed backward."""
+
+    def chunk_logps(hidden_CH: Tensor, targets_C: Tensor) -> Tensor:
+        logits_CV = head.logits(hidden_CH)
+        return logits_CV.gather(1, targets_C[:, None]).squeeze(1) - logits_CV.logsumexp(1)
+
+    parts = [
+        checkpoint(chunk_logps, hidden_MH[rows], targets_M[rows], use_reentrant=False)
+        for rows in _chunks(len(targets_M), head.weight_VH.shape[0])
+    ]
+    return torch.cat(parts) if parts else hidden_MH.sum(1).float()
+
+
+def _chunks(rows: int, vocabulary: int) -> Iterator[slice]:
+    size = max(16, CHUNK_BYTES // (4 * vocabulary))
+    # Equal chunks: a last chunk of three rows would run its products at a fraction of the speed.
+    count = max(1, -(-rows // size))
+    size = -(-rows // count)
+    for start in range(0, rows, max(size, 1)):
+        yield slice(start, min(start + size, rows))
+
+
+def _compute_dtype(hidden: Tensor) -> torch.dtype:
+    if torch.is_autocast_enabled(hidden.device.type):
+        return torch.get_autocast_dtype(hidden.device.type)
+    return hidden.dtype
+
+
+def _raw_logits(hidden_CH: Tensor, weight_VH: Tensor, bias_V: Tensor | None) -> Tensor:
+    logits_CV = hidden_CH @ weight_VH.t()
+    if bias_V is not None:
+        logits_CV += bias_V
+    return logits_CV.float()
+
+
+def _shape_logits(logits_CV: Tensor, head: Head) -> tuple[Tensor, Tensor | None]:
+    """Apply scale and soft cap; also return tanh, which the cap's derivative needs."""
+    if head.scale != 1.0:
+        logits_CV = logits_CV * head.scale
+    if head.softcap is None:
+        return logits_CV, None
+    tanh_CV = torch.tanh(logits_CV / head.softcap)
+    return tanh_CV * head.softcap, tanh_CV
+
+
+def _unshape_gradient(grad_CV: Tensor, tanh_CV: Tensor | None, head: Head) -> Tensor:
+    if tanh_CV is not None:
+        grad_CV *= 1.0 - tanh_CV * tanh_CV
+    if head.scale != 1.0:
+        grad_CV *= head.scale
+    return grad_CV
+
+
+def _softmax_minus_onehot(logits_CV: Tensor, lse_C: Tensor, targets_C: Tensor) -> Tensor:
+    """Return ∂(−log p)/∂logits, reusing the memory of the logits."""
+    probs_CV = logits_CV.sub_(lse_C[:, None]).exp_()
+    probs_CV[torch.arange(len(targets_C), device=targets_C.device), targets_C] -= 1.0
+    return probs_CV
+
+
+class _NllSum(torch.autograd.Function):
+    """Weighted sum of negative log-likelihoods whose gradients are made in the forward pass."""
+
+    @staticmethod
+    def forward(ctx, hidden_MH, weight_VH, bias_V, targets_M, weights_M, head: Head):  # type: ignore[override]
+        need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
+        dtype = _compute_dtype(hidden_MH)
+        work_VH = weight_VH.to(dtype)
+        total = torch.zeros((), dtype=torch.float64, device=hidden_MH.device)
+        grad_hidden = torch.empty_like(hidden_MH) if need_hidden else None
+        grad_weight = torch.zeros_like(weight_VH) if need_weight else None
+        grad_bias = torch.zeros_like(bias_V) if need_bias else None
+        for rows in _chunks(len(targets_M), weight_VH.shape[0]):
+            hidden_CH, targets_C, weights_C = hidden_MH[rows].to(dtype), targets_M[rows], weights_M[rows]
+            logits_CV, tanh_CV = _shape_logits(_raw_logits(hidden_CH, work_VH, bias_V), head)
+            lse_C = logits_CV.logsumexp(1)
+            nll_C = lse_C - logits_CV.gather(1, targets_C[:, None]).squeeze(1)
+            total += (nll_C * weights_C).sum(dtype=torch.float64)
+            if not (need_hidden or need_weight or need_bias):
+                continue
+            grad_CV = _softmax_minus_onehot(logits_CV, lse_C, targets_C).mul_(weights_C[:, None])
+            grad_CV = _unshape_gradient(grad_CV, tanh_CV, head)
+            if grad_bias is not None:
+                grad_bias += grad_CV.sum(0)
+            grad_CV = grad_CV.to(dtype)
+            if grad_hidden is not None:
+                grad_hidden[rows] = (grad_CV @ work_VH).to(grad_hidden.dtype)
+            if grad_weight is not None:
+                _accumulate_product(grad_weight, grad_CV, hidden_CH)
+        ctx.grads = (grad_hidden, grad_weight, grad_bias)
+        return total.float()
+
+    @staticmethod
+    def backward(ctx, upstream):  # type: ignore[override]
+        grads = [g if g is None else g.mul_(upstream) for g in ctx.grads]
+        ctx.grads = None  # freed at once: the head's gradient can be the largest tensor of the step
+        return *grads, None, None, None
+
+
+class _Logps(torch.autograd.Function):
+    """Per-token log-probabilities.
+
+    ∂log pᵢ/∂hᵢ does not depend on what arrives from above but for a factor per row, so it too is made in the forward
+    pass; only a trained head makes the backward pass recompute its logits.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden_MH, weight_VH, bias_V, targets_M, head: Head):  # type: ignore[override]
+        dtype = _compute_dtype(hidden_MH)
+        work_VH = weight_VH.to(dtype)
+        out_M = torch.empty(len(targets_M), dtype=torch.float32, device=hidden_MH.device)
+        unit_MH = torch.empty_like(hidden_MH) if ctx.needs_input_grad[0] else None
+        for rows in _chunks(len(targets_M), weight_VH.shape[0]):
+            targets_C = targets_M[rows]
+            logits_CV, tanh_CV = _shape_logits(_raw_logits(hidden_MH[rows].to(dtype), work_VH, bias_V), head)
+            lse_C = logits_CV.logsumexp(1)
+            out_M[rows] = logits_CV.gather(1, targets_C[:, None]).squeeze(1) - lse_C
+            if unit_MH is not None:
+                grad_CV = _unshape_gradient(_softmax_minus_onehot(logits_CV, lse_C, targets_C), tanh_CV, head)
+                unit_MH[rows] = (grad_CV.to(dtype) @ work_VH).to(unit_MH.dtype).neg_()
+        trains_head = any(ctx.needs_input_grad[1:3])
+        ctx.save_for_backward(unit_MH, *((hidden_MH, weight_VH, bias_V, targets_M) if trains_head else ()))
+        ctx.head, ctx.dtype = head, dtype
+        return out_M
+
+    @staticmethod
+    def backward(ctx, upstream_M):  # type: ignore[override]
+        unit_MH, *saved = ctx.saved_tensors
+        grad_hidden = None if unit_MH is None else unit_MH * upstream_M[:, None].to(unit_MH.dtype)
+        grad_weight = grad_bias = None
+        if saved:
+            hidden_MH, weight_VH, bias_V, targets_M = saved
+            grad_weight = torch.zeros_like(weight_VH) if ctx.needs_input_grad[1] else None
+            grad_bias = torch.zeros_like(bias_V) if ctx.needs_input_grad[2] else None
+            work_VH = weight_VH.to(ctx.dtype)
+            for rows in _chunks(len(targets_M), weight_VH.shape[0]):
+                hidden_CH = hidden_MH[rows].to(ctx.dtype)
+                logits_CV, tanh_CV = _shape_logits(_raw_logits(hidden_CH, work_VH, bias_V), ctx.head)
+                grad_CV = _softmax_minus_onehot(logits_CV, logits_CV.logsumexp(1), targets_M[rows])
+                grad_CV = _unshape_gradient(grad_CV.mul_(-upstream_M[rows][:, None]), tanh_CV, ctx.head)
+                if grad_bias is not None:
+                    grad_bias += grad_CV.sum(0)
+                if grad_weight is not None:
+                    _accumulate_product(grad_weight, grad_CV.to(ctx.dtype), hidden_CH)
+        return grad_hidden, grad_weight, grad_bias, None, None
+
+
+def _accumulate_product(grad_VH: Tensor, grad_CV: Tensor, hidden_CH: Tensor) -> None:
+    """grad_VH += grad_CVᵀ·hidden_CH, in place where the dtypes allow it."""
+    if grad_CV.dtype == grad_VH.dtype:
+        grad_VH.addmm_(grad_CV.t(), hidden_CH)
+    else:
+        grad_VH += grad_CV.t() @ hidden_CH

@@ -1,0 +1,103 @@
+"""What a row of data becomes: a conversation, a prompt with its answer, or plain text.
+
+A prompt→answer row keeps its parts: a model with a chat template sees them as a conversation, one without sees them
+plainly. Both forms come from the same record, so nothing is decided before the model is known.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Role = Literal["system", "user", "assistant", "tool"]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn.
+
+    Attributes:
+        role: who speaks.
+        content: the text.
+        weight: how much its tokens count in the loss, when the data say so (`train`, `weight`, `loss_weight`).
+        reasoning: the thinking before the answer, for templates that have a place for it.
+    """
+
+    role: Role
+    content: str
+    weight: float | None = None
+    reasoning: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Turns in order. `source` is `file:line`."""
+
+    messages: tuple[Message, ...]
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class PromptAnswer:
+    """One question and its answer, with what may stand around them.
+
+    Attributes:
+        prompt: the instruction, question or prompt.
+        answer: what the model should write.
+        context: a second part of the prompt (Alpaca's `input`, Dolly's `context`).
+        system: the system prompt, when the row has one.
+        history: earlier (prompt, answer) turns.
+        is_instruction: Alpaca's and Dolly's rows, which have a well-known plain form; other rows are kept as they are.
+        source: `file:line`.
+    """
+
+    prompt: str
+    answer: str
+    context: str
+    system: str
+    history: tuple[tuple[str, str], ...]
+    is_instruction: bool
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """One document. `source` is `file:line` of its first line."""
+
+    text: str
+    source: str
+
+
+Record = Conversation | PromptAnswer | Text
+
+
+def conversation(record: Conversation | PromptAnswer) -> Conversation:
+    """Return the record as turns. A context follows its instruction on a new line, as LLaMA-Factory joins them."""
+    if isinstance(record, Conversation):
+        return record
+    turns = [Message("system", record.system)] if record.system else []
+    for prompt, answer in record.history:
+        turns += [Message("user", prompt), Message("assistant", answer)]
+    prompt = "\n".join(part for part in (record.prompt, record.context) if part)
+    turns += [Message("user", prompt), Message("assistant", record.answer)]
+    return Conversation(tuple(turns), record.source)
+
+
+def prompt_of(record: Record) -> Record:
+    """Return the record without its last answer: what a model is asked. A document stays whole."""
+    if isinstance(record, PromptAnswer):
+        return PromptAnswer(
+            record.prompt, "", record.context, record.system, record.history, record.is_instruction, record.source
+        )
+    if isinstance(record, Conversation) and record.messages and record.messages[-1].role == "assistant":
+        return Conversation(record.messages[:-1], record.source)
+    return record
+
+
+def answer_of(record: Record) -> str:
+    """Return the last answer: what the model should have said. Empty for a document."""
+    if isinstance(record, PromptAnswer):
+        return record.answer
+    if isinstance(record, Conversation) and record.messages and record.messages[-1].role == "assistant":
+        return record.messages[-1].content
+    return ""

@@ -1,0 +1,65 @@
+"""The recipe key `data`: where the rows are and, only if Luthier cannot see it, how to read them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from luthier.core.errors import DataError, Problem, did_you_mean
+
+FormatName = Literal["auto", "messages", "sharegpt", "alpaca", "dolly", "flan", "text"]
+
+
+class DataSpec(BaseModel):
+    """Where the data are. The short form is the path alone: `data: my.jsonl`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    path: str
+    """A file (JSONL, JSON, CSV, TSV, Parquet, TXT, each also as .gz), a folder of such files or of a saved `datasets` data
+    set, a pattern such as "data/*.jsonl", or "starter:NAME" for data that ship with Luthier. Relative to the recipe."""
+
+    format: FormatName = "auto"
+    """How to read a row. "auto" recognises it from the columns and checks every row."""
+
+    columns: dict[str, str | int] = {}
+    """Which column plays which part, when the names are unusual: {prompt: Frage, answer: Antwort}. Numbers are positions,
+    from 1, for a CSV or TSV file without a header line: {prompt: 1, answer: 2}."""
+
+    split: str | None = None
+    """Which split of a saved `datasets` folder to read. Without it: train, or the only one there is."""
+
+    limit: int | None = None
+    """Read only the first rows."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, value: object) -> object:
+        return {"path": value} if isinstance(value, str) else value
+
+
+def starter_folder() -> Path:
+    """Return the folder of the data that ship with Luthier."""
+    return Path(__file__).parent.parent / "starter" / "data"
+
+
+def resolve_path(path: str, base: Path | None = None) -> Path:
+    """Return where `path` points: data that ship with Luthier, an absolute path, or one relative to the recipe's folder.
+
+    Raises:
+        DataError: no starter data of that name.
+    """
+    if path.startswith("starter:"):
+        name = path.removeprefix("starter:")
+        found = starter_folder() / f"{name}.jsonl"
+        if not found.is_file():
+            names = sorted(p.stem for p in starter_folder().glob("*.jsonl"))
+            near = did_you_mean(name, names)
+            raise DataError(
+                Problem(f'There are no starter data "{name}".{near}', "data", f"choose one of: {', '.join(names)}")
+            )
+        return found
+    expanded = Path(path).expanduser()
+    return expanded if base is None or expanded.is_absolute() else base / expanded

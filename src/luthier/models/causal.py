@@ -1,0 +1,209 @@
+"""A causal language model as objectives see it: a batch goes in, losses and log-probabilities come out.
+
+The backbone gives hidden states; `core.logps` turns those at supervised positions into log-probabilities. Whether the
+model may be packed, and whether its head is the plain matrix we take it for, is not assumed but tried on a few tokens
+when it is loaded (`probe`); what does not hold falls back to the padded path or to the model's own head, and says so.
+
+Shape legend: B rows, T positions, N = B·T, M supervised positions, S sequences, H hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from luthier.core.batch import Batch, Example, collate
+from luthier.core.logps import Head, logps, nll_sum
+from luthier.models import attention
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+PACKABLE_LAYERS = {"full_attention", "sliding_attention"}
+
+
+@dataclass
+class CausalModel:
+    """A model, its tokenizer, and what was found out about them.
+
+    Attributes:
+        module: the transformers model.
+        tokenizer: its tokenizer, chat template included.
+        name: what the user called it.
+        path: the folder it was loaded from.
+        packs: packed batches give the same result as padded ones (tried, not assumed).
+        plain_head: the head is softcap(scale·(h·Wᵀ+b)); otherwise the model's own projection is used.
+        notes: what the user is told about the model (fallbacks, retied heads, …).
+        autocast: compute dtype for autocast, or None.
+    """
+
+    module: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+    path: str
+    packs: bool = False
+    plain_head: bool = True
+    notes: list[str] = field(default_factory=list)
+    autocast: torch.dtype | None = None
+    fingerprint: str = ""
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.module.parameters()).device
+
+    @property
+    def pad_id(self) -> int:
+        pad = self.tokenizer.pad_token_id
+        return pad if pad is not None else 0
+
+    @property
+    def context_length(self) -> int | None:
+        """Longest sequence the model was built for, or None where its config does not say."""
+        config = self.module.config.get_text_config()
+        return getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+
+    @property
+    def head(self) -> Head:
+        return find_head(self.module, self.plain_head)
+
+    def collate(self, examples: list[Example]) -> Batch:
+        """Make a batch the way this model can take it."""
+        return collate(examples, self.device, packed=self.packs, pad_id=self.pad_id)
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """Return the last hidden states (N, H)."""
+        kwargs: dict[str, object] = {}
+        mask = batch.attention_mask
+        if batch.is_packed:
+            mask = attention.unread_mask(batch.tokens.device)
+            kwargs = {"cu_seq_lens_q": batch.cumulative_S1, "segment_lengths": batch.lengths}
+        with self.computing():
+            out = self.module.base_model(
+                input_ids=batch.tokens, attention_mask=mask, position_ids=batch.positions, use_cache=False, **kwargs
+            )
+        hidden = out.last_hidden_state
+        return hidden.reshape(-1, hidden.shape[-1])
+
+    def nll_sum(self, batch: Batch) -> Tensor:
+        """Return Σ w·(−log p) over the supervised positions, a float32 scalar."""
+        hidden_MH = self.hidden(batch).index_select(0, batch.select_M)
+        with self.computing():
+            return nll_sum(hidden_MH, self.head, batch.targets_M, batch.weights_M)
+
+    def logps(self, batch: Batch) -> Tensor:
+        """Return log p of each supervised target, (M,) float32."""
+        hidden_MH = self.hidden(batch).index_select(0, batch.select_M)
+        with self.computing():
+            return logps(hidden_MH, self.head, batch.targets_M)
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """Run the body under the model's autocast dtype, if it has one."""
+        if self.autocast is None:
+            yield
+            return
+        with torch.autocast(self.device.type, dtype=self.autocast):
+            yield
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Run the body without gradients and without dropout."""
+        was_training = self.module.training
+        self.module.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self.module.train(was_training)
+
+
+def find_head(module: PreTrainedModel, plain: bool = True) -> Head:
+    """Return the head of a model, read from its output embeddings and config."""
+    layer = module.get_output_embeddings()
+    config = module.config.get_text_config()
+    weight = layer.weight
+    if not plain or type(layer) is not nn.Linear:
+        return Head(weight, project=lambda hidden: _own_projection(module, layer, hidden))
+    scale = float(getattr(config, "logit_scale", None) or 1.0)
+    divisor = getattr(config, "logits_scaling", None)
+    if divisor:
+        scale /= float(divisor)
+    return Head(weight, layer.bias, scale=scale, softcap=getattr(config, "final_logit_softcapping", None))
+
+
+def _own_projection(module: PreTrainedModel, layer: nn.Module, hidden_CH: Tensor) -> Tensor:
+    """Logits by the head layer itself (it may be adapted), with the config's scale and cap."""
+    plain = find_head(module) if type(layer) is nn.Linear else None
+    logits_CV = layer(hidden_CH)
+    config = module.config.get_text_config()
+    if plain is not None and (plain.scale != 1.0):
+        logits_CV = logits_CV * plain.scale
+    cap = getattr(config, "final_logit_softcapping", None)
+    return torch.tanh(logits_CV / cap) * cap if cap else logits_CV
+
+
+def probe(model: CausalModel) -> None:
+    """Try the packed path and the head on a few tokens; set `packs`, `plain_head` and `notes` by what is found.
+
+    The reference is the model's own forward pass, one sequence at a time, unpadded, up to its logits.
+    """
+    vocabulary = model.module.get_input_embeddings().weight.shape[0]
+    draw = np.random.default_rng(0)
+    lengths = (7, 4, 9)
+    examples = [
+        Example(draw.integers(0, vocabulary, n).astype(np.int32), np.ones(n, dtype=np.float32)) for n in lengths
+    ]
+    with model.evaluating():
+        own = []
+        for example in examples:
+            tokens = torch.from_numpy(example.tokens.astype(np.int64))[None].to(model.device)
+            with model.computing():
+                logits = model.module(input_ids=tokens, use_cache=False).logits[0].float()
+            own.append(logits[:-1].log_softmax(-1).gather(1, tokens[0, 1:, None])[:, 0])
+        reference = torch.cat(own)
+
+        padded = collate(examples, model.device, packed=False, pad_id=model.pad_id)
+        if not _close(model, model.logps(padded), reference):
+            model.plain_head = False
+            if not _close(model, model.logps(padded), reference):
+                from luthier.core.errors import ModelError, Problem
+
+                raise ModelError(
+                    Problem(
+                        "Log-probabilities made from hidden states differ from the model's own logits, so a loss on it "
+                        "would be wrong. Its head is of a kind that is not supported.",
+                        where=model.name,
+                        remedy="please report the architecture " + type(model.module).__name__,
+                    )
+                )
+            model.notes.append("The head is no plain matrix: its own projection is used (slower, exact).")
+        model.packs = _try_packing(model, examples, reference)
+
+
+def _try_packing(model: CausalModel, examples: list[Example], reference: Tensor) -> bool:
+    config = model.module.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or PACKABLE_LAYERS)
+    before = config._attn_implementation
+    if kinds <= PACKABLE_LAYERS:
+        try:
+            attention.register()
+            model.module.set_attn_implementation(attention.NAME)
+            if _close(model, model.logps(collate(examples, model.device, packed=True)), reference):
+                return True
+        except (ValueError, TypeError, NotImplementedError, RuntimeError, AttributeError) as error:
+            model.notes.append(f"Packing is not possible with this architecture ({type(error).__name__}: {error}).")
+        model.module.set_attn_implementation(before)
+    model.notes.append("Sequences are padded instead of packed: this architecture cannot keep packed ones apart.")
+    return False
+
+
+def _close(model: CausalModel, ours: Tensor, reference: Tensor) -> bool:
+    """Equal up to rounding. In 16 bits rounding alone moves a log-probability by several hundredths."""
+    tolerance = 2e-4 if model.module.dtype == torch.float32 else 0.1
+    return bool((ours - reference).abs().max() < tolerance)

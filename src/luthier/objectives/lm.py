@@ -1,0 +1,25 @@
+"""Language modelling: maximise the likelihood of every token of a text."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from luthier.objectives.base import LanguageModel, LossSum, Objective
+
+if TYPE_CHECKING:
+    from luthier.core.batch import Batch
+
+
+class Lm(Objective):
+    """Train on every token of the text (pre-training, continued pre-training)."""
+
+    kind: Literal["lm"] = "lm"
+
+    title: ClassVar[str] = "Language modelling"
+    summary: ClassVar[str] = "Learn to continue text: every token is a target."
+    paper: ClassVar[str] = "Radford et al. 2019, Language Models are Unsupervised Multitask Learners"
+    zh: ClassVar[dict[str, str]] = {"title": "语言建模", "summary": "学习续写文本：每个词元都是目标。"}
+    data_form: ClassVar[Literal["text", "conversation"]] = "text"
+
+    def loss(self, model: LanguageModel, batch: Batch) -> LossSum:
+        return LossSum(model.nll_sum(batch))

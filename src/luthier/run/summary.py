@@ -1,0 +1,331 @@
+"""What a run folder says, whatever state the run is in: its status, its curves, its results before and after.
+
+Everything is read from files and everything may be missing: a run that was killed, or is still going, has what it has.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from luthier.core.rundir import RunDir, StageDir
+from luthier.run.numbers import change, count, number, percent
+
+State = Literal["finished", "running", "interrupted", "failed"]
+Verdict = Literal["better", "worse", "unchanged", ""]
+
+_HIGHER_IS_BETTER = {"exact_match", "accuracy", "f1", "win_rate", "reward"}
+_SHARES = {"exact_match", "accuracy", "f1", "win_rate"}
+# A loss has no interval here; differences below this share of it are not called a change.
+_SAME_LOSS = 0.005
+# A run that has not written for this long, and for ten of its own steps, is taken to be dead.
+_SILENCE_SECONDS = 120.0
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One column of metrics.jsonl: the steps (N,) at which it was written, and its values (N,)."""
+
+    steps: np.ndarray
+    values: np.ndarray
+
+    @property
+    def last(self) -> float:
+        return float(self.values[-1])
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One measure before and after. Missing values are None; `noise` is half the 95% interval of the difference."""
+
+    name: str
+    metric: str
+    before: float | None
+    after: float | None
+    n: int | None = None
+    noise: float | None = None
+
+    @property
+    def label(self) -> str:
+        words = self.name.replace("_", " ").replace("-", " ").strip()
+        named = {"eval": "Held-out data", "held out": "Held-out data", "eval data": "Held-out data"}.get(words, words)
+        return named[:1].upper() + named[1:]
+
+    @property
+    def higher_is_better(self) -> bool:
+        return self.metric in _HIGHER_IS_BETTER
+
+    @property
+    def direction(self) -> str:
+        return "higher is better" if self.higher_is_better else "lower is better"
+
+    @property
+    def is_share(self) -> bool:
+        return self.metric in _SHARES
+
+    @property
+    def verdict(self) -> Verdict:
+        if self.before is None or self.after is None:
+            return ""
+        if not (math.isfinite(self.before) and math.isfinite(self.after)):
+            return "" if math.isfinite(self.after) else "worse"
+        gain = (self.after - self.before) * (1 if self.higher_is_better else -1)
+        if abs(gain) <= (self.noise if self.noise is not None else _SAME_LOSS * abs(self.before)):
+            return "unchanged"
+        return "better" if gain > 0 else "worse"
+
+    @property
+    def change(self) -> str:
+        """The change in words: points for shares, percent for the rest."""
+        if self.before is None or self.after is None:
+            return ""
+        if not self.is_share:
+            return change(self.before, self.after)
+        points = f"{(self.after - self.before) * 100:+.1f}".replace("-", "−")
+        return f"{points} points"
+
+    def text(self, value: float | None) -> str:
+        if value is None:
+            return "–"
+        return percent(value) if self.is_share else number(value)
+
+
+@dataclass(frozen=True)
+class StageSummary:
+    """One stage: its name, folder, curves by metric, results, and the newest complete checkpoint's step."""
+
+    name: str
+    folder: StageDir
+    curves: dict[str, Curve]
+    comparisons: list[Comparison]
+    checkpoint_step: int | None
+
+    @property
+    def last_step(self) -> int:
+        steps = [int(c.steps[-1]) for c in self.curves.values()]
+        return max(steps, default=0)
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """A run as its folder tells it. `unreadable` names the files that exist and cannot be parsed."""
+
+    run: RunDir
+    report: dict[str, object]
+    resolved: dict[str, object]
+    environment: dict[str, object]
+    fingerprint: dict[str, object]
+    plan: dict[str, object]
+    stages: list[StageSummary]
+    state: State
+    unreadable: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return self.run.path.resolve().name
+
+    @property
+    def model(self) -> str:
+        return self._word("model", "path")
+
+    @property
+    def method(self) -> str:
+        return self._word("method", "kind")
+
+    @property
+    def objective(self) -> str:
+        return self._word("objective", "kind")
+
+    @property
+    def last_step(self) -> int:
+        return self.stages[-1].last_step if self.stages else 0
+
+    @property
+    def total_steps(self) -> int | None:
+        """The steps that were to be taken: as written, or derived from the epochs done so far."""
+        written = self.resolved.get("max_steps") or self.resolved.get("total_steps") or self.plan.get("steps")
+        if isinstance(written, int | float):
+            return int(written)
+        epochs = self.resolved.get("epochs")
+        curve = self.stages[-1].curves.get("epoch") if self.stages else None
+        if not isinstance(epochs, int | float) or curve is None or curve.last <= 0:
+            return None
+        return max(self.last_step, round(float(curve.steps[-1]) * float(epochs) / curve.last))
+
+    @property
+    def trainable_share(self) -> float | None:
+        trainable, total = self.report.get("trainable_parameters"), self.report.get("total_parameters")
+        if isinstance(trainable, int | float) and isinstance(total, int | float) and total > 0:
+            return float(trainable) / float(total)
+        return None
+
+    @property
+    def comparisons(self) -> list[Comparison]:
+        """The results of the last stage that has any; else those of report.json."""
+        staged = next((s.comparisons for s in reversed(self.stages) if s.comparisons), [])
+        return staged or compare(mapping(self.report.get("eval")))
+
+    @property
+    def status_text(self) -> str:
+        """The state in one line, with what is left to do."""
+        total = self.total_steps
+        of = f" of {count(total)}" if total and total != self.last_step else ""
+        at = f"step {count(self.last_step)}{of}"
+        return {
+            "finished": f"finished after {count(self.last_step)} steps",
+            "running": f"running, {at}",
+            "interrupted": f"interrupted at {at}",
+            "failed": f"failed at {at}",
+        }[self.state]
+
+    @property
+    def remedy(self) -> str:
+        """How an unfinished run goes on; empty for the others."""
+        if self.state not in ("interrupted", "failed"):
+            return ""
+        step = self.stages[-1].checkpoint_step if self.stages else None
+        start = f"from the checkpoint at step {count(step)}" if step is not None else "from the start: no checkpoint yet"
+        return f"`luthier resume {self.run.path}` goes on {start}."
+
+    def _word(self, key: str, inner: str) -> str:
+        for source in (self.report, self.resolved):
+            value = source.get(key)
+            value = value.get(inner) if isinstance(value, Mapping) else value
+            if isinstance(value, str) and value:
+                return value
+        return ""
+
+
+def read_run(run: RunDir) -> RunSummary:
+    """Read everything a run folder holds by now."""
+    unreadable: list[str] = []
+    report = read_mapping(run.report, unreadable)
+    stages = [_read_stage(folder, unreadable) for folder in run.stages()]
+    return RunSummary(
+        run=run,
+        report=report,
+        resolved=read_mapping(run.resolved, unreadable),
+        environment=read_mapping(run.environment, unreadable) or dict(mapping(report.get("environment"))),
+        fingerprint=read_mapping(run.fingerprint, unreadable),
+        plan=read_mapping(run.plan, unreadable),
+        stages=stages,
+        state=_state(report, stages),
+        unreadable=unreadable,
+    )
+
+
+def read_mapping(path: Path, unreadable: list[str]) -> dict[str, object]:
+    """Return the JSON mapping in a file: empty where there is none, named in `unreadable` where it is torn."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError):
+        value = None
+    if not isinstance(value, dict):
+        unreadable.append(path.name)
+        return {}
+    return value
+
+
+def mapping(value: object) -> Mapping[str, object]:
+    """Return `value` if it is a mapping, else an empty one."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def read_curves(stage: StageDir) -> dict[str, Curve]:
+    """Return the columns of metrics.jsonl. Where a resumed run wrote a step again, the later row counts."""
+    steps: dict[str, list[float]] = {}
+    values: dict[str, list[float]] = {}
+    last = -math.inf
+    for row in stage.read_metrics():
+        step = row.get("step")
+        if not isinstance(step, int | float):
+            continue
+        if step <= last:
+            _forget_from(step, steps, values)
+        last = step
+        for key, value in row.items():
+            if key != "step" and isinstance(value, int | float):
+                steps.setdefault(key, []).append(step)
+                values.setdefault(key, []).append(value)
+    return {k: Curve(np.array(steps[k], float), np.array(values[k], float)) for k in steps if steps[k]}
+
+
+def compare(results: Mapping[str, object]) -> list[Comparison]:
+    """Return the measures of eval.json in their order, each with what there is of before and after."""
+    before, after = mapping(results.get("before")), mapping(results.get("after"))
+    rows = []
+    for name in dict.fromkeys([*before, *after]):
+        first, second = mapping(before.get(name)), mapping(after.get(name))
+        metric = str(second.get("metric") or first.get("metric") or "loss")
+        n = second.get("n") or first.get("n")
+        size = int(n) if isinstance(n, int | float) else None
+        old, new = _value(first), _value(second)
+        rows.append(Comparison(str(name), metric, old, new, size, _noise(metric, old, new, size)))
+    return rows
+
+
+def _read_stage(folder: StageDir, unreadable: list[str]) -> StageSummary:
+    done = folder.complete_checkpoints()
+    return StageSummary(
+        name=folder.path.name.partition("-")[2],
+        folder=folder,
+        curves=read_curves(folder),
+        comparisons=compare(read_mapping(folder.eval, unreadable)),
+        checkpoint_step=int(done[-1].name.removeprefix("step-")) if done else None,
+    )
+
+
+def _state(report: Mapping[str, object], stages: list[StageSummary]) -> State:
+    status = str(report.get("status") or "")
+    if status in ("finished", "done", "complete", "completed"):
+        return "finished"
+    if status in ("failed", "error"):
+        return "failed"
+    if status in ("interrupted", "stopped"):
+        return "interrupted"
+    return "running" if _is_writing(stages) else "interrupted"
+
+
+def _is_writing(stages: list[StageSummary]) -> bool:
+    """Tell by the age of the newest file whether a process is still at work on the run."""
+    if not stages:
+        return False
+    stage = stages[-1]
+    written = [p.stat().st_mtime for p in (stage.folder.metrics, stage.folder.log, stage.folder.eval) if p.exists()]
+    seconds = stage.curves.get("step_seconds")
+    patience = max(_SILENCE_SECONDS, 10 * seconds.last if seconds is not None else 0.0)
+    return bool(written) and time.time() - max(written) < patience
+
+
+def _forget_from(step: float, steps: dict[str, list[float]], values: dict[str, list[float]]) -> None:
+    for key, column in steps.items():
+        while column and column[-1] >= step:
+            column.pop()
+            values[key].pop()
+
+
+def _value(entry: Mapping[str, object]) -> float | None:
+    value = entry.get("value")
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _noise(metric: str, before: float | None, after: float | None, n: int | None) -> float | None:
+    """Return half the 95% interval of a difference of shares, as if the two had been measured on different rows.
+
+    The rows are the same, so the true interval is narrower: what is called better here is better.
+    """
+    if metric not in _SHARES or before is None or after is None or not n:
+        return None
+    # A share of 0 or 1 has no variance by the plain formula; Agresti and Coull's two added successes and failures
+    # keep the interval honest there.
+    shares = [(p * n + 2) / (n + 4) for p in (before, after)]
+    return 1.96 * math.sqrt(sum(p * (1 - p) / (n + 4) for p in shares))
