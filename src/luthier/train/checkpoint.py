@@ -1,0 +1,154 @@
+"""Checkpoints: the method's tensors, the optimizer's moments, and where the run stands. safetensors and JSON only.
+
+A checkpoint is written beside its place, synced, and renamed; DONE is the last file in it. Nothing about random
+numbers or data order is stored, because both are functions of (seed, step).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from luthier.core.errors import Problem, RunError
+from luthier.core.rundir import StageDir, disk_error
+from luthier.methods.base import trainable
+from luthier.train.microbatch import Cut
+
+if TYPE_CHECKING:
+    from luthier.train.engine import Engine
+
+OPTIMIZER = "optimizer.safetensors"
+STATE = "trainer_state.json"
+
+
+def save_checkpoint(engine: Engine, stage: StageDir, extra: dict[str, object], keep: int, resumable: bool = True) -> Path:
+    """Write the checkpoint of the current step and delete the oldest beyond `keep` (never the best).
+
+    Args:
+        extra: what the loop wants back on resume (best evaluation so far, …); `extra["best_step"]` is kept on disk.
+        resumable: False leaves the optimizer's moments out, for a finished run.
+
+    Raises:
+        RunError: the disk is full or read-only; what was half-written is removed.
+    """
+    final = stage.checkpoint(engine.step)
+    beside = final.with_name(f".{final.name}.tmp")
+    try:
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        engine.method.save(engine.model.module, beside, base=engine.model.path)
+        engine.model.tokenizer.save_pretrained(beside)
+        if resumable:
+            _save_optimizer(engine, beside / OPTIMIZER)
+        state = {
+            "step": engine.step,
+            "cut": {"sequences": engine.cut.sequences, "tokens": engine.cut.tokens},
+            "base_fingerprint": engine.model.fingerprint,
+            "resumable": resumable,
+            **extra,
+        }
+        (beside / STATE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+        for file in beside.iterdir():
+            _sync(file)
+        (beside / "DONE").touch()
+        _sync(beside / "DONE")
+        _sync(beside)
+        shutil.rmtree(final, ignore_errors=True)
+        beside.rename(final)
+        _sync(final.parent)
+    except OSError as error:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise disk_error(final, error) from error
+    except Exception as error:
+        shutil.rmtree(beside, ignore_errors=True)
+        # safetensors reports a full disk through its own exception type, with the system's words in it.
+        if "SafetensorError" in type(error).__name__ or "I/O" in str(error):
+            raise disk_error(final, OSError(0, str(error))) from error
+        raise
+    _delete_old(stage, keep, extra.get("best_step"))
+    return final
+
+
+def load_checkpoint(engine: Engine, folder: Path) -> dict[str, object]:
+    """Put a checkpoint into an engine that was built as for the start of the run; return its state.
+
+    Raises:
+        RunError: the checkpoint belongs to another base model or cannot be resumed.
+    """
+    state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    if state["base_fingerprint"] != engine.model.fingerprint:
+        raise RunError(
+            Problem(
+                "The base model's weights are not those the run was started with.",
+                where=engine.model.path,
+                remedy="put the original model back, or start a new run",
+            )
+        )
+    engine.method.load(engine.model.module, folder)
+    if (folder / OPTIMIZER).is_file():
+        _load_optimizer(engine, folder / OPTIMIZER)
+    engine.step = state["step"]
+    engine.cut = Cut(**state["cut"])
+    return state
+
+
+def _save_optimizer(engine: Engine, path: Path) -> None:
+    from safetensors.torch import save_file
+
+    names = {id(p): n for n, p in trainable(engine.model.module).items()}
+    tensors = {
+        f"{key}/{names[id(parameter)]}": value.contiguous().cpu()
+        for parameter, values in engine.optimizer.state.items()
+        for key, value in values.items()
+        if isinstance(value, Tensor)
+    }
+    save_file(tensors, path)
+
+
+def _load_optimizer(engine: Engine, path: Path) -> None:
+    from safetensors import safe_open
+
+    parameters = trainable(engine.model.module)
+    with safe_open(path, framework="pt") as file:
+        for full in file.keys():  # noqa: SIM118 — safe_open is no mapping
+            key, _, name = full.partition("/")
+            parameter = parameters[name]
+            value = file.get_tensor(full)
+            # The step counter stays where the fused kernel wants it; moments go beside their parameter.
+            engine.optimizer.state[parameter][key] = value.to(parameter.device)
+
+
+def _delete_old(stage: StageDir, keep: int, best_step: object) -> None:
+    complete = stage.complete_checkpoints()
+    protected = {stage.checkpoint(best_step).name} if isinstance(best_step, int) else set()
+    for folder in complete[: max(len(complete) - keep, 0)]:
+        if folder.name not in protected:
+            # Renamed first: a reader must never find a folder that has DONE and half of its files.
+            going = folder.with_name(f".{folder.name}.old")
+            folder.rename(going)
+            shutil.rmtree(going, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def device_peak_bytes() -> int:
+    """Return the highest memory this process has held: resident set on a CPU, allocated by torch on a GPU."""
+    import resource
+    import sys
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

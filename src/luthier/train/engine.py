@@ -1,0 +1,227 @@
+"""The engine: forward and backward over a step, one optimizer update, evaluation. The only place with `.backward()`.
+
+A step's loss is a sum over its micro-batches divided by the count of the whole step, known before the first forward
+pass. Randomness (dropout) comes from (seed, step, micro-batch), so a resumed run draws the same numbers.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from luthier.core.batch import Example
+from luthier.core.errors import FreezeError, NonFiniteError, OutOfMemoryError
+from luthier.methods.base import Method, trainable
+from luthier.models.causal import CausalModel
+from luthier.objectives.base import Objective
+from luthier.train.microbatch import Cut, is_out_of_memory
+
+if TYPE_CHECKING:
+    from luthier.optim.adamw import AdamW
+    from luthier.optim.schedules import Schedule
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The numbers of a training run, all derived: nothing is None that the loop would have to guess."""
+
+    total_steps: int
+    learning_rate: float
+    warmup_steps: int = 0
+    weight_decay: float = 0.0
+    max_grad_norm: float | None = 1.0
+    seed: int = 0
+    gradient_checkpointing: bool = False
+    keep_reference: bool = False
+
+
+@dataclass
+class StepSums:
+    """What a forward-backward pass over one step left: sums on the device, and counts on the host."""
+
+    loss: Tensor
+    metrics: dict[str, Tensor]
+    count: float
+    tokens: int
+    sources: tuple[str, ...]
+
+
+@dataclass
+class Engine:
+    """A model in training.
+
+    Attributes:
+        step: optimizer steps done so far.
+        cut: how a step is cut into micro-batches; shrinks when memory runs out.
+        events: what the user should hear of (a halved micro-batch, …), in order.
+    """
+
+    model: CausalModel
+    method: Method
+    objective: Objective
+    optimizer_config: AdamW
+    schedule: Schedule
+    settings: Settings
+    cut: Cut = field(default_factory=Cut)
+    step: int = 0
+    events: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        module = self.model.module
+        groups = self.method.param_groups(module, self.settings.weight_decay)
+        self.optimizer = self.optimizer_config.build(groups, self.settings.learning_rate)
+        self._scales = [float(g.get("lr_scale", 1.0)) for g in self.optimizer.param_groups]
+        self._trained = trainable(module)
+        self._initial = (
+            {n: p.detach().clone() for n, p in self._trained.items()} if self.settings.keep_reference else None
+        )
+        if self.settings.gradient_checkpointing:
+            # Reentrant checkpointing loses the gradients of adapters below frozen embeddings.
+            module.gradient_checkpointing_enable({"use_reentrant": False})
+        module.train()
+
+    # ------------------------------------------------------------------ the four verbs of a training loop
+
+    def train_step(self, examples: Sequence[Example]) -> dict[str, float]:
+        """Run one whole optimizer step and return its metrics.
+
+        Raises:
+            NonFiniteError: loss or gradient is not finite; the weights have not changed.
+            OutOfMemoryError: not even one sequence fits.
+        """
+        sums = self.forward_backward(examples)
+        rate = self.learning_rate()
+        norm = self.optim_step(sums)
+        metrics = {name: float(total) / sums.count for name, total in sums.metrics.items()}
+        return {
+            "step": self.step,
+            "loss": float(sums.loss),
+            **metrics,
+            "grad_norm": norm,
+            "learning_rate": rate,
+            "tokens": sums.tokens,
+        }
+
+    def forward_backward(self, examples: Sequence[Example]) -> StepSums:
+        """Accumulate the gradient of the step's mean loss; on lack of memory, cut finer and begin the step again."""
+        while True:
+            groups = self.cut.apply(examples, padded=not self.model.packs)
+            try:
+                return self._accumulate(groups)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            # Outside the except block the failed pass's tensors are no longer held by the traceback.
+            self._cut_finer(max(map(len, groups)), max(map(len, examples)))
+
+    def optim_step(self, sums: StepSums) -> float:
+        """Clip, check, update, and return the gradient norm before clipping."""
+        parameters = list(self._trained.values())
+        limit = self.settings.max_grad_norm
+        norm = float(torch.nn.utils.clip_grad_norm_(parameters, math.inf if limit is None else limit))
+        if not (math.isfinite(norm) and math.isfinite(float(sums.loss))):
+            raise self._non_finite(sums, norm)
+        if self.step == 0:
+            self._require_gradients()
+        rate = self.learning_rate()
+        for group, scale in zip(self.optimizer.param_groups, self._scales):
+            group["lr"] = rate * scale
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        self.method.after_step(self.model.module, self.step)
+        return norm
+
+    def evaluate(self, examples: Sequence[Example]) -> tuple[float, float]:
+        """Return (mean loss, count) over examples, without touching the training state."""
+        total, count = torch.zeros((), dtype=torch.float64), 0.0
+        with self.model.evaluating():
+            for group in self.cut.apply(examples, padded=not self.model.packs):
+                batch = self.model.collate(group)
+                total += self.objective.loss(self.model, batch).total.double().cpu()
+                count += self.objective.count(batch)
+        return float(total) / max(count, 1e-12), count
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """Run the body with the trained tensors at their initial values: the reference model, whatever the method."""
+        assert self._initial is not None, "the engine was built without keep_reference"
+        now = {n: p.detach().clone() for n, p in self._trained.items()}
+        try:
+            self._put(self._initial)
+            yield
+        finally:
+            self._put(now)
+
+    # ------------------------------------------------------------------ inside a step
+
+    def learning_rate(self) -> float:
+        """Return the rate that the next update uses."""
+        s = self.settings
+        return s.learning_rate * self.schedule.factor(self.step, s.total_steps, s.warmup_steps)
+
+    def _accumulate(self, groups: list[list[Example]]) -> StepSums:
+        batches = [self.model.collate(group) for group in groups]
+        count = sum(self.objective.count(batch) for batch in batches)
+        assert count > 0, "a step without a single trained token; the renderer refuses such rows"
+        loss = torch.zeros((), dtype=torch.float64, device=self.model.device)
+        metrics: dict[str, Tensor] = {}
+        for index, batch in enumerate(batches):
+            torch.manual_seed(zlib.crc32(f"{self.settings.seed}/{self.step}/{index}".encode()))
+            result = self.objective.loss(self.model, batch)
+            (result.total / count).backward()
+            loss += result.total.detach().double()
+            for name, value in result.metrics.items():
+                metrics[name] = metrics.get(name, 0.0) + value.detach()
+        return StepSums(
+            loss=loss / count,
+            metrics=metrics,
+            count=count,
+            tokens=sum(b.real_tokens for b in batches),
+            sources=tuple(s for b in batches for s in b.sources),
+        )
+
+    def _cut_finer(self, largest: int, longest: int) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        finer = self.cut.halved(largest)
+        if finer is None:
+            raise OutOfMemoryError(
+                f"Out of memory at step {self.step + 1} with a single sequence (the longest has {longest} tokens). "
+                "Set gradient_checkpointing: true, lower max_length, or train fewer weights (method: lora)."
+            )
+        self.cut = finer
+        self.events.append(
+            f"Out of memory at step {self.step + 1}: going on with {finer.sequences} sequences per micro-batch instead "
+            f"of {largest}. The step's sequences, order and result stay the same."
+        )
+
+    def _require_gradients(self) -> None:
+        without = [n for n, p in self._trained.items() if p.grad is None]
+        if without and (self.method.freezes_most or len(without) == len(self._trained)):
+            shown = ", ".join(without[:3])
+            raise FreezeError(
+                f"{len(without)} of {len(self._trained)} trainable tensors got no gradient in the first step ({shown}). "
+                "They are not part of the model's computation, so training would leave them as they are."
+            )
+
+    def _non_finite(self, sums: StepSums, norm: float) -> NonFiniteError:
+        self.optimizer.zero_grad(set_to_none=True)
+        rows = ", ".join(sums.sources[:8]) + (", …" if len(sums.sources) > 8 else "")
+        return NonFiniteError(
+            f"Step {self.step + 1}: loss {float(sums.loss)}, gradient norm {norm}. Stopped before the weights changed. "
+            f"Rows of this step: {rows}. Lower learning_rate, or use dtype: float32; the last checkpoint is good."
+        )
+
+    def _put(self, tensors: dict[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, parameter in self._trained.items():
+                parameter.copy_(tensors[name])

@@ -1,0 +1,53 @@
+"""Cutting an optimizer step into micro-batches, and telling when memory ran out.
+
+The cut never changes the result: losses are sums, and the engine divides by the whole step's count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from luthier.core.batch import Example
+
+AUTO_TOKENS = 2048
+"""Tokens per forward pass when the recipe says auto: matrix products are at full speed from about a thousand rows on."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Limits of one micro-batch; None means no limit of that kind."""
+
+    sequences: int | None = None
+    tokens: int | None = AUTO_TOKENS
+
+    def apply(self, examples: Sequence[Example], padded: bool = False) -> list[list[Example]]:
+        """Return consecutive groups of examples within the limits; a sequence longer than the limit stands alone."""
+        groups: list[list[Example]] = []
+        for example in examples:
+            group = groups[-1] if groups else []
+            if groups and self._fits([*group, example], padded):
+                group.append(example)
+            else:
+                groups.append([example])
+        return groups
+
+    def _fits(self, group: list[Example], padded: bool) -> bool:
+        if self.sequences is not None and len(group) > self.sequences:
+            return False
+        size = max(map(len, group)) * len(group) if padded else sum(map(len, group))
+        return self.tokens is None or size <= self.tokens
+
+    def halved(self, largest: int) -> Cut | None:
+        """Return a cut of half as many sequences as the largest group had, or None when that was a single one."""
+        return Cut(largest // 2, self.tokens) if largest > 1 else None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an exception means that memory ran out, on the device or on the host."""
+    import torch
+
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and ("can't allocate memory" in text or "not enough memory" in text)
