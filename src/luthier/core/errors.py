@@ -7,10 +7,11 @@
     │   ├── ModelError        a model folder, a tokenizer, weights that cannot be trained
     │   ├── RunError          a run folder: in use, finished, torn; a disk that is full or read-only
     │   └── MissingExtra      an optional library that is not installed
-    └── Failure               exit code 1: the run broke although the input was fine
-        ├── NonFiniteError    a loss or gradient is not a finite number; raised before the weights change
-        ├── FreezeError       a tensor declared frozen moved, or a declared one did not
-        └── OutOfMemoryError  not even one sequence fits
+    ├── Failure               exit code 1: the run broke although the input was fine
+    │   ├── NonFiniteError    a loss or gradient is not a finite number; raised before the weights change
+    │   ├── FreezeError       a tensor declared frozen moved, or a declared one did not
+    │   └── OutOfMemoryError  not even one sequence fits
+    └── Interrupted           exit code 130: Ctrl-C; the state is saved and the message says how to go on
 """
 
 from __future__ import annotations
@@ -95,6 +96,12 @@ class FreezeError(Failure):
 
 class OutOfMemoryError(Failure):
     """Not even the smallest micro-batch fits in memory."""
+
+
+class Interrupted(LuthierError):
+    """The user stopped the run; it can be resumed."""
+
+    exit_code = 130
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:

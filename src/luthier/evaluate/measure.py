@@ -1,0 +1,83 @@
+"""Numbers for the table before and after: held-out loss, task accuracy, sample answers, on the same cases both times."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from luthier.data.records import Record, Text, answer_of, prompt_of
+from luthier.data.render import render_prompt
+from luthier.train.generate import Sampling, generate
+from luthier.train.microbatch import Cut
+
+if TYPE_CHECKING:
+    from luthier.core.batch import Example
+    from luthier.models.causal import CausalModel
+
+Metric = Literal["loss", "exact_match"]
+LOWER_IS_BETTER = {"loss"}
+
+
+@dataclass(frozen=True)
+class Score:
+    """One measured number.
+
+    Attributes:
+        metric: what it is; `loss` is nats per supervised token, `exact_match` a share of 1.
+        value: the number.
+        n: cases it was measured on.
+        tokens: supervised tokens, for a loss.
+    """
+
+    metric: Metric
+    value: float
+    n: int
+    tokens: int | None = None
+
+    def as_dict(self) -> dict[str, object]:
+        rest = {} if self.tokens is None else {"tokens": self.tokens}
+        return {"metric": self.metric, "value": self.value, "n": self.n, **rest}
+
+
+def held_out_loss(model: CausalModel, examples: Sequence[Example], cut: Cut | None = None) -> Score:
+    """Return the mean negative log-likelihood per supervised token."""
+    total, count, tokens = torch.zeros((), dtype=torch.float64), 0.0, 0
+    with model.evaluating():
+        for group in (cut or Cut()).apply(examples, padded=not model.packs):
+            batch = model.collate(group)
+            total += model.nll_sum(batch).double().cpu()
+            count += batch.count
+            tokens += len(batch.targets_M)
+    return Score("loss", float(total) / max(count, 1e-12), len(examples), tokens)
+
+
+def exact_match(model: CausalModel, records: Sequence[Record], max_new_tokens: int) -> tuple[Score, list[str]]:
+    """Return the share of answers equal to the reference (surrounding white space aside), and the answers."""
+    answers = answer(model, records, max_new_tokens)
+    hits = sum(given.strip() == answer_of(record).strip() for given, record in zip(answers, records))
+    return Score("exact_match", hits / max(len(records), 1), len(records)), answers
+
+
+def answer(model: CausalModel, records: Sequence[Record], max_new_tokens: int = 64) -> list[str]:
+    """Return the model's likeliest answer to each record's prompt; a document is continued from its beginning."""
+    prompts = [prompt_tokens(model, record) for record in records]
+    new = generate(model, prompts, Sampling(max_new_tokens=max_new_tokens))
+    return [model.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in new]
+
+
+def prompt_tokens(model: CausalModel, record: Record) -> list[int]:
+    """Return what the model is given: the rendered prompt, or the first words of a document."""
+    if isinstance(record, Text):
+        record = Text(opening(record), record.source)
+    return list(render_prompt(model.tokenizer, prompt_of(record)))
+
+
+def opening(record: Text, characters: int = 60) -> str:
+    """Return the first words of a document, up to about `characters`, cut at white space where there is some."""
+    if len(record.text) <= characters:
+        return record.text[: max(1, len(record.text) // 2)]
+    head = record.text[:characters]
+    return head.rsplit(" ", 1)[0] if " " in head else head[: characters // 4]

@@ -1,0 +1,357 @@
+"""One stage of a run, top to bottom: data → model → method → engine → loop → what came of it, all in one folder.
+
+The data are read and checked before the model is loaded. Everything that a resumed run needs is on disk from the start:
+metrics.jsonl is cut back to the last checkpoint, and goes on from there as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from luthier.core.errors import Interrupted
+from luthier.core.rundir import RunDir, StageDir, write_atomic, write_json
+from luthier.data.stream import Stream
+from luthier.evaluate.measure import answer, exact_match, held_out_loss
+from luthier.methods.base import trainable
+from luthier.models.load import load_model
+from luthier.run.datasets import StageData, gather, render_stage
+from luthier.run.screen import Screen
+from luthier.train.audit import Audit, audit, digests
+from luthier.train.checkpoint import device_peak_bytes, load_checkpoint, save_checkpoint
+from luthier.train.engine import Engine, Settings
+from luthier.train.microbatch import Cut
+from luthier.train.hooks.trackers import Tracker, make_trackers
+
+if TYPE_CHECKING:
+    from luthier.models.causal import CausalModel
+    from luthier.run.config import Recipe
+
+HELD_OUT = "held-out loss"
+MOST_STEPS_BETWEEN_SAVES = 500
+
+
+@dataclass
+class Progress:
+    """Where a stage stands; all of it goes into a checkpoint and comes back from it."""
+
+    train_seconds: float = 0.0
+    train_cpu_seconds: float = 0.0
+    first_step_cpu_seconds: float = 0.0
+    tokens_total: int = 0
+    best_loss: float | None = None
+    best_step: int | None = None
+    evaluations_without_gain: int = 0
+
+
+@dataclass
+class StageRun:
+    """The parts of a stage at work."""
+
+    recipe: Recipe
+    folder: StageDir
+    screen: Screen
+    data: StageData
+    model: CausalModel
+    engine: Engine
+    stream: Stream
+    progress: Progress = field(default_factory=Progress)
+    trackers: list[Tracker] = field(default_factory=list)
+
+
+def run_stage(recipe: Recipe, run: RunDir, folder: StageDir, screen: Screen) -> dict[str, object]:
+    """Train one stage, or go on with it, and return its part of the report.
+
+    Raises:
+        LuthierError: as each part says; the folder then holds everything up to the last checkpoint.
+    """
+    started, started_cpu = time.monotonic(), time.process_time()
+    data = gather(recipe, run, screen)
+    model = load_model(
+        recipe.model.path,
+        base=recipe.base,
+        revision=recipe.model.revision,
+        dtype=recipe.dtype,
+        trust_remote_code=recipe.model.trust_remote_code,
+        from_scratch=recipe.model.from_scratch,
+        seed=recipe.seed,
+        frozen_in_16_bits=recipe.method.freezes_most,
+    )
+    if not recipe.packing:
+        model.packs = False
+    data = render_stage(recipe, model, data, run, screen)
+    stage = _assemble(recipe, folder, screen, data, model)
+    before_bits = _frozen_bits(stage)
+    _resume(stage)
+    setup = {"setup_seconds": time.monotonic() - started, "setup_cpu_seconds": time.process_time() - started_cpu}
+    results, samples = _measured_before(stage)
+    stage.trackers = make_trackers(recipe.log_to, folder, recipe.dump())
+    try:
+        _loop(stage)
+    finally:
+        for tracker in stage.trackers:
+            tracker.close()
+    chosen = _settle(stage)
+    results["after"], after_answers = _measure(stage)
+    write_json(folder.eval, results)
+    samples = [{**row, "after": text} for row, text in zip(samples, after_answers)]
+    _write_lines(folder, samples)
+    outcome = audit(model.module, before_bits)
+    screen.comparison(results["before"], results["after"])
+    screen.samples(samples)
+    return {**setup, **_report(stage, outcome, results), "final_checkpoint": chosen}
+
+
+# ---------------------------------------------------------------------- assembling
+
+
+def _assemble(recipe: Recipe, folder: StageDir, screen: Screen, data: StageData, model: CausalModel) -> StageRun:
+    import torch
+
+    stream = Stream(len(data.train), recipe.batch_size, recipe.seed)
+    total = stream.total_steps(recipe.epochs, recipe.max_steps)
+    warmup = recipe.warmup_steps if recipe.warmup_steps is not None else round(recipe.warmup_ratio * total)
+    torch.manual_seed(recipe.seed)
+    recipe.method.apply(model.module)
+    engine = Engine(
+        model,
+        recipe.method,
+        recipe.objective,
+        recipe.optimizer,
+        recipe.schedule,
+        Settings(
+            total_steps=total,
+            learning_rate=recipe.learning_rate or recipe.method.default_learning_rate,
+            warmup_steps=warmup,
+            weight_decay=recipe.weight_decay,
+            max_grad_norm=recipe.max_grad_norm,
+            seed=recipe.seed,
+            gradient_checkpointing=recipe.gradient_checkpointing,
+        ),
+        cut=Cut() if recipe.micro_batch_size == "auto" else Cut(recipe.micro_batch_size, None),
+    )
+    moved = sum(p.numel() for p in trainable(model.module).values())
+    whole = sum(p.numel() for p in model.module.parameters())
+    screen.fact("method", f"{recipe.method.title}: {moved:,} of {whole:,} parameters are trained ({moved / whole:.2%})")
+    dtype = "bfloat16" if model.autocast is not None else "float32"
+    how = "packed without padding" if model.packs else "padded"
+    screen.fact("computing", f"{dtype} on {model.device.type}, sequences {how}, {total:,} steps of {recipe.batch_size}")
+    for note in model.notes:
+        screen.note(note)
+    return StageRun(recipe, folder, screen, data, model, engine, stream)
+
+
+def _frozen_bits(stage: StageRun) -> dict[str, str]:
+    """Return the hashes of all tensors at the very start of the stage, also when this is a resumed one."""
+    file = stage.folder.path / "tensors.json"
+    if file.is_file():
+        return json.loads(file.read_text(encoding="utf-8"))
+    bits = digests(stage.model.module)
+    write_json(file, bits)
+    return bits
+
+
+def _resume(stage: StageRun) -> None:
+    """Go back to the last complete checkpoint, if there is one, and cut the metrics back to it."""
+    complete = stage.folder.complete_checkpoints()
+    rows = list(stage.folder.read_metrics())
+    if complete:
+        state = load_checkpoint(stage.engine, complete[-1])
+        stage.progress = Progress(**state["progress"])
+        stage.screen.fact("resuming", f"from step {stage.engine.step} of {stage.engine.settings.total_steps}")
+    kept = [row for row in rows if row["step"] <= stage.engine.step]
+    if stage.folder.metrics.exists():
+        write_atomic(stage.folder.metrics, "".join(json.dumps(row) + "\n" for row in kept))
+
+
+# ---------------------------------------------------------------------- the loop
+
+
+def _loop(stage: StageRun) -> None:
+    engine, recipe = stage.engine, stage.recipe
+    total = engine.settings.total_steps
+    stage.folder.path.mkdir(parents=True, exist_ok=True)
+    with (
+        stage.folder.metrics.open("a", encoding="utf-8") as metrics,
+        stage.screen.training(total, engine.step) as bar,
+        _interruptible() as stop,
+    ):
+        while engine.step < total and not _stopped_early(stage):
+            row = _one_step(stage)
+            saved = False
+            if _is_due(stage, recipe.eval_steps) and stage.data.held_out:
+                row["eval_loss"], _ = engine.evaluate(stage.data.held_out)
+                _note_evaluation(stage, row["eval_loss"])
+            metrics.write(json.dumps(row) + "\n")
+            metrics.flush()
+            for tracker in stage.trackers:
+                tracker.log(engine.step, row)
+            bar.update(row)
+            while engine.events:
+                stage.screen.note(engine.events.pop(0))
+            if engine.step < total and (_is_due(stage, recipe.save_steps) or _is_new_best(stage)):
+                _save(stage)
+                saved = True
+            if stop.requested and engine.step < total:
+                if not saved:
+                    _save(stage)
+                raise Interrupted(f"Stopped after step {engine.step} of {total}; everything is saved.")
+
+
+def _one_step(stage: StageRun) -> dict[str, float]:
+    engine, progress = stage.engine, stage.progress
+    wall, cpu = time.monotonic(), time.process_time()
+    rows = stage.stream.rows(engine.step)
+    result = engine.train_step([stage.data.train[int(i)] for i in rows])
+    seconds, cpu_seconds = time.monotonic() - wall, time.process_time() - cpu
+    progress.train_seconds += seconds
+    progress.train_cpu_seconds += cpu_seconds
+    progress.tokens_total += int(result["tokens"])
+    if engine.step == 1:
+        progress.first_step_cpu_seconds = cpu_seconds
+    epoch = engine.step / stage.stream.steps_per_epoch
+    return {"step": result.pop("step"), "epoch": round(epoch, 6), **result, "step_seconds": round(seconds, 6)}
+
+
+def _is_due(stage: StageRun, every: int | None) -> bool:
+    """Return whether a save or an evaluation is due after this step: as asked, else each epoch, or 500 steps."""
+    every = every or min(stage.stream.steps_per_epoch, MOST_STEPS_BETWEEN_SAVES)
+    return stage.engine.step % every == 0 or stage.engine.step == stage.engine.settings.total_steps
+
+
+def _note_evaluation(stage: StageRun, loss: float) -> None:
+    progress = stage.progress
+    if progress.best_loss is None or loss < progress.best_loss:
+        progress.best_loss, progress.best_step = loss, stage.engine.step
+        progress.evaluations_without_gain = 0
+    else:
+        progress.evaluations_without_gain += 1
+
+
+def _is_new_best(stage: StageRun) -> bool:
+    return stage.recipe.resolved().final_checkpoint == "best" and stage.progress.best_step == stage.engine.step
+
+
+def _stopped_early(stage: StageRun) -> bool:
+    patience = stage.recipe.early_stopping
+    return patience is not None and stage.progress.evaluations_without_gain >= patience
+
+
+def _save(stage: StageRun, resumable: bool = True) -> None:
+    extra: dict[str, object] = {"progress": vars(stage.progress)}
+    if stage.recipe.resolved().final_checkpoint == "best":
+        extra["best_step"] = stage.progress.best_step
+    save_checkpoint(stage.engine, stage.folder, extra, stage.recipe.keep_checkpoints, resumable)
+
+
+class _Stop:
+    requested = False
+
+
+@contextmanager
+def _interruptible() -> Iterator[_Stop]:
+    """Turn the first Ctrl-C (or SIGTERM) into a wish that is granted after the step; the second one acts at once."""
+    stop = _Stop()
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if stop.requested:
+            raise KeyboardInterrupt
+        stop.requested = True
+
+    before = {}
+    for name in (signal.SIGINT, signal.SIGTERM):
+        try:
+            before[name] = signal.signal(name, ask)
+        except ValueError:  # not in the main thread: a program that embeds the run handles its own signals
+            break
+    try:
+        yield stop
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)
+
+
+# ---------------------------------------------------------------------- before, after, and the end
+
+
+def _measured_before(stage: StageRun) -> tuple[dict[str, dict], list[dict[str, str]]]:
+    """Return the measures and samples of the untrained model; a resumed run finds them on disk."""
+    if stage.folder.eval.is_file() and stage.folder.samples.is_file():
+        results = json.loads(stage.folder.eval.read_text(encoding="utf-8"))
+        samples = [json.loads(line) for line in stage.folder.samples.read_text(encoding="utf-8").splitlines()]
+        return {"before": results["before"]}, samples
+    scores, answers = _measure(stage)
+    samples = [
+        {"prompt": s.prompt, "reference": s.reference, "before": text} for s, text in zip(stage.data.samples, answers)
+    ]
+    _write_lines(stage.folder, samples)
+    write_json(stage.folder.eval, {"before": scores})
+    return {"before": scores}, samples
+
+
+def _measure(stage: StageRun) -> tuple[dict[str, dict], list[str]]:
+    """Return every measure by name, and the sample answers."""
+    scores: dict[str, dict] = {}
+    if stage.data.held_out:
+        scores[HELD_OUT] = held_out_loss(stage.model, stage.data.held_out, stage.engine.cut).as_dict()
+    for task in stage.data.tasks:
+        if task.metric == "loss":
+            score = held_out_loss(stage.model, task.examples, stage.engine.cut)
+        else:
+            score, _ = exact_match(stage.model, task.records, task.max_new_tokens)
+        scores[task.name] = score.as_dict()
+    answers = answer(stage.model, [s.record for s in stage.data.samples], max_new_tokens=64)
+    return scores, answers
+
+
+def _settle(stage: StageRun) -> str:
+    """Save the last state, put the best one in place if that was asked for, and return the final checkpoint's name."""
+    engine, progress = stage.engine, stage.progress
+    engine.optimizer.zero_grad(set_to_none=True)
+    engine.optimizer.state.clear()  # a finished run needs no moments; this frees them before the last save
+    if not (stage.folder.checkpoint(engine.step) / "DONE").is_file():
+        _save(stage, resumable=False)
+    wanted = engine.step
+    if stage.recipe.resolved().final_checkpoint == "best" and progress.best_step is not None:
+        wanted = progress.best_step
+    final = stage.folder.checkpoint(wanted)
+    if wanted != engine.step:
+        engine.method.load(stage.model.module, final)
+        stage.screen.fact("best", f"step {wanted}, held-out loss {progress.best_loss:.4f}: this is the result")
+    return str(final.relative_to(stage.folder.path.parent))
+
+
+def _report(stage: StageRun, outcome: Audit, results: dict[str, dict]) -> dict[str, object]:
+    module, progress, rows = stage.model.module, stage.progress, list(stage.folder.read_metrics())
+    if outcome.frozen_changed:
+        stage.screen.note(f"FREEZE AUDIT FAILED: {', '.join(outcome.frozen_changed[:5])} changed although frozen.")
+    return {
+        "trainable_parameters": sum(p.numel() for p in trainable(module).values()),
+        "total_parameters": sum(p.numel() for p in module.parameters()),
+        "peak_bytes": device_peak_bytes(),
+        "frozen_unchanged": not outcome.frozen_changed,
+        "audit": outcome.as_dict(),
+        "steps": stage.engine.step,
+        "stopped_early": stage.engine.step < stage.engine.settings.total_steps,
+        "tokens_total": progress.tokens_total,
+        "train_seconds": progress.train_seconds,
+        "train_cpu_seconds": progress.train_cpu_seconds,
+        "first_step_cpu_seconds": progress.first_step_cpu_seconds,
+        "tokens_per_second": progress.tokens_total / max(progress.train_seconds, 1e-9),
+        "loss_first": rows[0]["loss"] if rows else None,
+        "loss_last": rows[-1]["loss"] if rows else None,
+        "best_step": progress.best_step,
+        "eval": results,
+        "data": stage.data.summary,
+        "warnings": [*stage.model.notes, *stage.data.warnings],
+    }
+
+
+def _write_lines(folder: StageDir, rows: Sequence[dict[str, str]]) -> None:
+    write_atomic(folder.samples, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

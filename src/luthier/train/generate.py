@@ -1,0 +1,93 @@
+"""Generation with a key/value cache: prompts in, new tokens out. Used for evaluation, chat and rollouts alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from luthier.models.causal import CausalModel
+
+BATCH_TOKENS = 16384
+"""Prompt and answer tokens generated together; bounds the cache."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to draw the next token. Temperature 0 takes the likeliest one."""
+
+    max_new_tokens: int = 64
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+
+def stop_tokens(model: CausalModel) -> list[int]:
+    """Return every token that ends an answer: the tokenizer's end token and those of the generation config."""
+    config = model.module.generation_config
+    ends = config.eos_token_id if config is not None and config.eos_token_id is not None else []
+    ends = [ends] if isinstance(ends, int) else list(ends)
+    own = model.tokenizer.eos_token_id
+    vocabulary = model.module.get_input_embeddings().weight.shape[0]
+    return sorted({e for e in [*ends, own] if e is not None and e < vocabulary})
+
+
+def generate(model: CausalModel, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[int]]:
+    """Return the new tokens for each prompt, without the end token.
+
+    Prompts are generated in batches of similar length; the result does not depend on how they are batched when the
+    temperature is 0.
+    """
+    answers: list[list[int]] = [[] for _ in prompts]
+    stops = stop_tokens(model)
+    with model.evaluating(), model.computing():
+        for rows in _batches([len(p) for p in prompts], sampling.max_new_tokens):
+            new = _generate_batch(model, [prompts[r] for r in rows], sampling, stops)
+            for row, tokens in zip(rows, new):
+                answers[row] = tokens
+    return answers
+
+
+def _batches(lengths: list[int], new_tokens: int) -> Iterator[list[int]]:
+    order = sorted(range(len(lengths)), key=lambda i: lengths[i], reverse=True)
+    while order:
+        size = max(1, BATCH_TOKENS // (lengths[order[0]] + new_tokens))
+        yield order[:size]
+        order = order[size:]
+
+
+def _generate_batch(
+    model: CausalModel, prompts: list[Sequence[int]], sampling: Sampling, stops: list[int]
+) -> list[list[int]]:
+    width = max(map(len, prompts))
+    tokens = torch.full((len(prompts), width), model.pad_id, dtype=torch.long)
+    mask = torch.zeros_like(tokens)
+    for row, prompt in enumerate(prompts):  # left-padded, so that every prompt ends where generation begins
+        tokens[row, width - len(prompt) :] = torch.tensor(list(prompt))
+        mask[row, width - len(prompt) :] = 1
+    limit = model.context_length
+    room = sampling.max_new_tokens if limit is None else max(1, min(sampling.max_new_tokens, limit - width))
+    draws = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    if sampling.temperature > 0:
+        torch.manual_seed(sampling.seed)
+        draws = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+    out = model.module.generate(
+        input_ids=tokens.to(model.device),
+        attention_mask=mask.to(model.device),
+        max_new_tokens=room,
+        use_cache=True,
+        eos_token_id=stops or None,
+        pad_token_id=model.pad_id,
+        **draws,
+    )
+    return [_until(row, stops) for row in out[:, width:].tolist()]
+
+
+def _until(tokens: list[int], stops: list[int]) -> list[int]:
+    for index, token in enumerate(tokens):
+        if token in stops:
+            return tokens[:index]
+    return tokens
