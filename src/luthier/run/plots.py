@@ -45,7 +45,8 @@ class Series:
 
 @dataclass(frozen=True)
 class Chart:
-    """What a plot shows. `marks` are (x, label) of vertical lines; `text` writes a value of the y axis."""
+    """What a plot shows. `marks` are (x, label) of vertical lines; `text` writes a value of the y axis, whose
+    ticks are round multiples of `tick_unit`."""
 
     title: str
     series: tuple[Series, ...]
@@ -53,6 +54,7 @@ class Chart:
     text: Callable[[float], str] = number
     scale: Scale = "auto"
     from_zero: bool = False
+    tick_unit: float = 1.0
     marks: tuple[tuple[float, str], ...] = ()
 
 
@@ -101,9 +103,14 @@ def log_ticks(low: float, high: float, about: int = 6) -> list[float]:
 
 
 def smooth(y: np.ndarray, window: int) -> np.ndarray:
-    """Return the centred moving mean over `window` points; at the ends over the points there are."""
-    if window <= 1 or len(y) == 0:
-        return y
+    """Return the moving mean of the moving mean, each centred over `window` points; at the ends over those there are.
+
+    Twice, because a single one turns a spike into a plateau with sharp edges.
+    """
+    return _moving_mean(_moving_mean(y, window), window) if window > 1 and len(y) else y
+
+
+def _moving_mean(y: np.ndarray, window: int) -> np.ndarray:
     sums = np.concatenate([[0.0], np.cumsum(y, dtype=np.float64)])
     index = np.arange(len(y))
     low = np.maximum(0, index - window // 2)
@@ -129,9 +136,9 @@ def line_chart(chart: Chart) -> Markup:
     series = [s for s in (s.finite() for s in chart.series) if len(s.x)]
     if not series:
         return Markup("")
-    frame = _frame(series, chart)
     thin = [Series(s.name, *downsample(s.x, s.y), s.style, s.tone) for s in series]
-    shapes = [_grid(frame), *(_mark(frame, x, label) for x, label in chart.marks), *(_shape(frame, s) for s in thin)]
+    frame = _frame(thin, chart)
+    shapes = [_grid(frame, chart.tick_unit), *(_mark(frame, x, label) for x, label in chart.marks), *(_shape(frame, s) for s in thin)]
     return _figure(chart, frame, thin, Markup("").join(shapes))
 
 
@@ -156,29 +163,43 @@ def histogram(title: str, edges: Sequence[float], counts: Sequence[float], unit:
 
 def _frame(series: list[Series], chart: Chart) -> Frame:
     """Choose what is shown. Lone spikes of a raw curve may leave the frame; smoothed curves and dots never do."""
-    x0, x1 = min(s.x[0] for s in series), max(s.x[-1] for s in series)
+    x0, x1 = _room(min(float(s.x[0]) for s in series), max(float(s.x[-1]) for s in series))
     lows, highs = [], []
     for s in series:
         is_cut = s.style == "faint" and len(s.y) >= 50
-        low, high = np.quantile(s.y, [0.005, 0.995]) if is_cut else (s.y.min(), s.y.max())
+        low, high = np.quantile(s.y, [0.004, 0.996]) if is_cut else (s.y.min(), s.y.max())
         lows.append(float(low))
         highs.append(float(high))
     low, high = min(lows), max(highs)
     is_log = chart.scale == "log" or (chart.scale == "auto" and low > 0 and high / low > _LOG_FROM_RATIO)
     if is_log and low > 0:
         spread = (high / low) ** 0.04
-        return Frame(float(x0), float(max(x1, x0 + 1)), low / spread, high * max(spread, 1.01), True)
+        return Frame(x0, x1, low / spread, high * max(spread, 1.01), True)
     margin = (high - low) * 0.06 or abs(high) * 0.05 or 1.0
     floor = 0.0 if chart.from_zero and low >= 0 else low - margin
-    return Frame(float(x0), float(max(x1, x0 + 1)), floor, high + margin, False)
+    return Frame(x0, x1, floor, high + margin, False)
 
 
-def _y_ticks(frame: Frame) -> list[float]:
-    return log_ticks(frame.y0, frame.y1) if frame.is_log else nice_ticks(frame.y0, frame.y1)
+def _room(x0: float, x1: float) -> tuple[float, float]:
+    """Widen a range a little, so that a dot at its end is not cut in half."""
+    margin = max(x1 - x0, 1.0) * 0.012
+    return x0 - margin, x1 + margin
 
 
-def _grid(frame: Frame) -> Markup:
-    heights = (_short((1 - float(frame.up(t))) * _HEIGHT) for t in _y_ticks(frame))
+def _y_ticks(frame: Frame, unit: float = 1.0) -> list[float]:
+    if frame.is_log:
+        return log_ticks(frame.y0, frame.y1)
+    return [t * unit for t in nice_ticks(frame.y0 / unit, frame.y1 / unit)]
+
+
+def _x_ticks(frame: Frame) -> list[float]:
+    """Return whole numbers only: there is no step 1.5."""
+    ticks = nice_ticks(frame.x0, frame.x1, 6)
+    return [t for t in ticks if t.is_integer()] or [round((frame.x0 + frame.x1) / 2)]
+
+
+def _grid(frame: Frame, unit: float = 1.0) -> Markup:
+    heights = (_short((1 - float(frame.up(t))) * _HEIGHT) for t in _y_ticks(frame, unit))
     return Markup('<path class="grid" d="{}"/>').format("".join(f"M0 {h}H{_short(_WIDTH)}" for h in heights))
 
 
@@ -204,13 +225,13 @@ def _figure(chart: Chart, frame: Frame, series: list[Series], shapes: Markup) ->
     legend = [Markup('<span class="key {} {}">{}</span>').format(s.style, s.tone, s.name) for s in series]
     y_labels = [
         Markup('<span style="bottom:{}%">{}</span>').format(_short(float(frame.up(t)) * 100), _tick_text(chart, frame, t))
-        for t in _y_ticks(frame)
+        for t in _y_ticks(frame, chart.tick_unit)
     ]
     x_labels = [
         Markup('<span class="{}" style="left:{}%">{}</span>').format(
             "" if i % 2 == 0 else "odd", _short(float(frame.across(t)) * 100), _x_text(t)
         )
-        for i, t in enumerate(nice_ticks(frame.x0, frame.x1, 6))
+        for i, t in enumerate(_x_ticks(frame))
     ]
     none = Markup("")
     return Markup(
@@ -261,16 +282,28 @@ def _describe(chart: Chart, series: list[Series]) -> str:
 
 
 def _tick_text(chart: Chart, frame: Frame, tick: float) -> str:
-    if chart.text is not number or frame.is_log or abs(tick) >= 1e4 or (tick and abs(tick) < 1e-3):
-        return chart.text(tick) if chart.text is not number else number(tick, 2)
+    if tick == 0:
+        return "0"
+    if chart.text is not number:
+        return _bare(chart.text(tick))
+    if abs(tick) >= 1e4 or abs(tick) < 1e-3:
+        return _bare(number(tick, 2))
+    if frame.is_log:
+        return f"{tick:g}"
     ticks = _y_ticks(frame)
     step = ticks[1] - ticks[0] if len(ticks) > 1 else 1.0
     decimals = next((d for d in range(6) if math.isclose(step * 10**d, round(step * 10**d), abs_tol=1e-9)), 3)
-    return f"{tick:.{decimals}f}"
+    return f"{tick:.{decimals}f}".replace("-", "−")
 
 
 def _x_text(x: float) -> str:
-    return count(float(x)) if abs(x) >= 1e5 else f"{x:,.0f}" if float(x).is_integer() else number(float(x), 3)
+    return _bare(count(float(x))) if abs(x) >= 1e5 else f"{x:,.0f}" if float(x).is_integer() else number(float(x), 3)
+
+
+def _bare(text: str) -> str:
+    """Take the zeros off a round number with a unit: `1.00 M` is `1 M`."""
+    head, space, unit = text.partition(" ")
+    return f"{head.rstrip('0').rstrip('.') if '.' in head else head}{space}{unit}"
 
 
 def _short(value: float) -> str:

@@ -7,9 +7,10 @@ left out is said, with the file that has it.
 from __future__ import annotations
 
 import json
+import math
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,20 @@ _SAMPLE_BYTES = 250_000
 _SAMPLES_OPEN = 4
 _LOG_LINES = 200
 _LONG_TEXT = 40_000
+_DATA_COUNTS = {
+    "rows": "Rows read",
+    "held_out_rows": "Held out",
+    "examples": "Sequences trained on",
+    "dropped": "Dropped",
+    "truncated": "Truncated",
+    "windows": "Cut into windows",
+}
+_AUDIT_WORDS = {
+    "trained": "Tensors declared trainable",
+    "trained_unchanged": "… of them unmoved",
+    "frozen": "Tensors declared frozen",
+    "frozen_changed": "… of them changed",
+}
 
 
 @dataclass(frozen=True)
@@ -83,7 +98,6 @@ class StageView:
     samples_left_out: int
     charts: list[Markup]
     log: str
-    has_retention: bool
 
 
 @dataclass(frozen=True)
@@ -105,7 +119,7 @@ def write_report(run: RunDir) -> Path:
     page = environment.get_template("report.html").render(
         run=summary,
         version=__version__,
-        score=_score(summary.comparisons),
+        chips=[c for c in summary.comparisons if c.verdict],
         tiles=_tiles(summary),
         stages=stages,
         samples_open=_SAMPLES_OPEN,
@@ -117,7 +131,7 @@ def write_report(run: RunDir) -> Path:
         audit=_audit(summary),
         machine=_environment_facts(summary.environment),
         recipe=_read_text(run.recipe),
-        resolved=_cut(yaml.safe_dump(summary.resolved, allow_unicode=True, sort_keys=False)) if summary.resolved else "",
+        resolved=_cut(yaml.safe_dump(dict(summary.recipe), allow_unicode=True, sort_keys=False)) if summary.recipe else "",
     )
     write_atomic(run.report_page, page)
     return run.report_page
@@ -131,20 +145,6 @@ def language_of(text: str) -> str:
     if any(n.startswith("HANGUL") for n in names):
         return "ko"
     return "zh-Hans" if any(n.startswith("CJK") for n in names) else ""
-
-
-def _score(rows: Sequence[Comparison]) -> str:
-    """Return the outcome in one line: how many measures got better, which did not."""
-    judged = [r for r in rows if r.verdict]
-    if not judged:
-        return ""
-    parts = []
-    for verdict, word in (("better", "better"), ("unchanged", "unchanged"), ("worse", "worse")):
-        names = [r.label for r in judged if r.verdict == verdict]
-        if names:
-            parts.append(f"{word}: {', '.join(names)}" if len(judged) <= 4 else f"{len(names)} {word}")
-    text = "; ".join(parts)
-    return text[:1].upper() + text[1:]
 
 
 def _tiles(run: RunSummary) -> list[Fact]:
@@ -161,8 +161,9 @@ def _tiles(run: RunSummary) -> list[Fact]:
         setup = _float(report, "setup_seconds")
         tiles.append(Fact("Training time", numbers.duration(seconds), f"+ {numbers.duration(setup)} to set up" if setup else ""))
     epoch = run.stages[-1].curves.get("epoch") if run.stages else None
-    epochs = f"{numbers.number(epoch.last, 3)} epochs" if epoch is not None and epoch.last != 1 else "1 epoch"
-    tiles.append(Fact("Steps", numbers.count(_float(report, "steps") or run.last_step), epochs if epoch is not None else ""))
+    epochs = f"{epoch.last:.3g} epochs" if epoch is not None and epoch.last != 1 else "1 epoch"
+    note = ", ".join(part for part in (epochs if epoch is not None else "", _choice(report)) if part)
+    tiles.append(Fact("Steps", numbers.count(_float(report, "steps") or run.last_step), note))
     tokens = _float(report, "tokens_total")
     if tokens:
         rate = _float(report, "tokens_per_second") or (tokens / seconds if seconds else None)
@@ -174,6 +175,14 @@ def _tiles(run: RunSummary) -> list[Fact]:
     return tiles
 
 
+def _choice(report: Mapping[str, object]) -> str:
+    """Tell when the result is not simply the last step."""
+    best = _float(report, "best_step")
+    chosen = best if best and f"{best:06.0f}" in str(report.get("final_checkpoint")) and best != report.get("steps") else None
+    parts = ["stopped early"] if report.get("stopped_early") else []
+    return ", ".join([*parts, f"kept step {numbers.count(chosen)}"] if chosen else parts)
+
+
 def _stage_view(stage: StageSummary) -> StageView:
     samples, left_out = _samples(stage.folder)
     return StageView(
@@ -183,7 +192,6 @@ def _stage_view(stage: StageSummary) -> StageView:
         samples_left_out=left_out,
         charts=[c for c in _charts(stage.curves) if c],
         log=_tail(stage.folder.log),
-        has_retention=len(stage.comparisons) > 1,
     )
 
 
@@ -204,35 +212,40 @@ def _charts(curves: Mapping[str, Curve]) -> Iterable[Markup]:
             Chart("Learning rate", (_plain("learning rate", curves["learning_rate"]),), scale="linear", from_zero=True)
         )
     if "grad_norm" in curves:
-        yield line_chart(Chart("Gradient norm", _with_mean("gradient norm", curves["grad_norm"]), unit="before clipping"))
+        yield line_chart(Chart("Gradient norm", _with_smooth(curves["grad_norm"]), unit="before clipping"))
     speed = _speed(curves)
     if speed is not None:
-        yield line_chart(Chart("Speed", _with_mean("tokens per second", speed), unit="tokens/s", text=numbers.count, from_zero=True))
+        yield line_chart(Chart("Speed", _with_smooth(speed), unit="tokens/s", text=numbers.count, from_zero=True))
     for key, curve in curves.items():
-        if key not in known and "bytes" in key:
-            title = key.replace("_bytes", " memory").replace("_", " ").capitalize()
-            yield line_chart(Chart(title, (_plain(title.lower(), curve),), text=numbers.byte_size, from_zero=True))
-        elif key not in known and len(set(curve.values[:1000])) > 1:
-            yield line_chart(Chart(key.replace("_", " ").capitalize(), _with_mean(key.replace("_", " "), curve)))
+        if key in known or len(set(curve.values[:1000])) < 2:
+            continue
+        words = key.replace("_", " ")
+        title = words[:1].upper() + words[1:] if len(words) > 3 else words.upper()
+        if key.endswith("_bytes"):
+            unit = 1024.0 ** max(0, math.floor(math.log(max(curve.values.max(), 1), 1024)))
+            chart = Chart(title.replace("bytes", "memory"), (_plain("memory", curve),), text=numbers.byte_size, tick_unit=unit)
+            yield line_chart(replace(chart, from_zero=True))
+        else:
+            yield line_chart(Chart(title, _with_smooth(curve)))
 
 
 def _loss_series(curves: Mapping[str, Curve]) -> tuple[Series, ...]:
-    series = _with_mean("training", curves["loss"])
     if "eval_loss" not in curves:
-        return series
+        return _with_smooth(curves["loss"])
+    series = _with_smooth(curves["loss"], "training, ")
     held = curves["eval_loss"]
     lines = (Series("held-out", held.steps, held.values, "line", "second"),) if len(held.steps) > 1 else ()
     return (*series, *lines, Series("held-out", held.steps, held.values, "dots", "second"))
 
 
-def _with_mean(name: str, curve: Curve) -> tuple[Series, ...]:
-    """Return the raw curve drawn faintly under its moving mean over 2% of the run; a short one alone."""
+def _with_smooth(curve: Curve, prefix: str = "") -> tuple[Series, ...]:
+    """Return the raw curve drawn faintly under a smooth one (about 2% of the run); a short one alone."""
     finite = np.isfinite(curve.values)
     steps, values = curve.steps[finite], curve.values[finite]
     if len(values) < 20:
-        return (Series(name, steps, values),)
-    window = max(5, len(values) // 50) | 1
-    return Series(f"{name}, each step", steps, values, "faint"), Series(f"{name}, mean of {window}", steps, smooth(values, window))
+        return (Series(f"{prefix}each step", steps, values),)
+    window = max(5, len(values) // 80) | 1
+    return Series(f"{prefix}each step", steps, values, "faint"), Series(f"{prefix}smoothed", steps, smooth(values, window))
 
 
 def _plain(name: str, curve: Curve) -> Series:
@@ -303,7 +316,7 @@ def _warnings(run: RunSummary) -> list[str]:
 
 
 def _data_facts(run: RunSummary) -> list[Fact]:
-    data = _data(run)
+    data = mapping(run.report.get("data"))
     facts = []
     files = data.get("files")
     if isinstance(files, list | tuple):
@@ -311,9 +324,8 @@ def _data_facts(run: RunSummary) -> list[Fact]:
         facts.append(Fact("Files", ", ".join(names[:6]), f"and {len(names) - 6} more" if len(names) > 6 else ""))
     if data.get("format"):
         facts.append(Fact("Format", str(data["format"])))
-    labels = {"rows": "Rows read", "examples": "Examples", "dropped": "Dropped", "truncated": "Truncated"}
     notes = {"dropped": "rows not trained on", "truncated": "cut at max_length"}
-    for key, label in labels.items():
+    for key, label in _DATA_COUNTS.items():
         value = _float(data, key)
         if value is not None:
             facts.append(Fact(label, numbers.count(value), notes.get(key, "") if value else ""))
@@ -328,7 +340,7 @@ def _data_facts(run: RunSummary) -> list[Fact]:
 
 def _token_shares(run: RunSummary) -> list[Fact]:
     """Return the tokens trained on and those only read, with their shares as notes; empty when unknown."""
-    data = _data(run)
+    data = mapping(run.report.get("data"))
     tokens, trained = _float(data, "tokens"), _float(data, "trained_tokens")
     if not tokens or trained is None:
         return []
@@ -339,21 +351,20 @@ def _token_shares(run: RunSummary) -> list[Fact]:
 
 
 def _length_histogram(run: RunSummary) -> Markup:
-    for source in (_data(run), run.fingerprint):
-        for key in ("length_histogram", "lengths"):
-            found = mapping(source.get(key))
-            edges, counts = found.get("edges"), found.get("counts")
-            if isinstance(edges, list) and isinstance(counts, list) and len(edges) == len(counts) + 1:
-                return histogram("Length of the examples", edges, counts, unit="tokens")
+    lengths = mapping(mapping(run.report.get("data")).get("lengths"))
+    edges, counts = lengths.get("edges"), lengths.get("counts")
+    if isinstance(edges, list) and isinstance(counts, list) and len(edges) == len(counts) + 1:
+        return histogram("Length of the examples", edges, counts, unit="tokens")
     return Markup("")
 
 
 def _memory_facts(run: RunSummary) -> list[Fact]:
     for source in (run.report, run.plan):
         parts = mapping(source.get("memory") or source.get("memory_parts") or source.get("parts"))
-        facts = [Fact(str(k).replace("_", " "), numbers.byte_size(float(v))) for k, v in parts.items() if _is_number(v)]
-        if facts:
-            return facts
+        sizes = {str(k).replace("_", " "): float(v) for k, v in parts.items() if _is_number(v) and v > 0}
+        if sizes:
+            whole = sum(sizes.values())
+            return [Fact(k, numbers.byte_size(v), f"{100 * v / whole:.1f}%") for k, v in sizes.items()]
     return []
 
 
@@ -364,19 +375,13 @@ def _audit(run: RunSummary) -> Audit | None:
         return None
     facts, lists = [], []
     for key, value in found.items():
-        label = str(key).replace("_", " ").capitalize()
-        if isinstance(value, bool):
-            facts.append(Fact(label, "yes" if value else "no"))
-        elif _is_number(value):
+        label = _AUDIT_WORDS.get(key, key.replace("_", " ").capitalize())
+        if _is_number(value):
             facts.append(Fact(label, numbers.count(float(value))))
         elif isinstance(value, list):
             facts.append(Fact(label, numbers.count(len(value))))
             if value:
-                lists.append((label, [str(v) for v in value[:200]]))
-        elif isinstance(value, Mapping):
-            lists.append((label, [f"{k}: {_plain_value(v)}" for k, v in list(value.items())[:200]]))
-        elif value is not None:
-            facts.append(Fact(label, str(value)))
+                lists.append((label.removeprefix("… of them ").capitalize(), [str(v) for v in value[:200]]))
     return Audit(clean if isinstance(clean, bool) else None, facts, lists)
 
 
@@ -395,10 +400,6 @@ def _environment_facts(environment: Mapping[str, object]) -> list[Fact]:
         if text and value is not None:
             facts.append(Fact(str(key).removesuffix("_bytes").replace("_", " "), text))
     return facts
-
-
-def _data(run: RunSummary) -> Mapping[str, object]:
-    return mapping(run.report.get("data")) or run.fingerprint
 
 
 def _plain_value(value: object) -> object:

@@ -5,9 +5,10 @@ Everything is read from files and everything may be missing: a run that was kill
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
-import time
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,8 +26,6 @@ _HIGHER_IS_BETTER = {"exact_match", "accuracy", "f1", "win_rate", "reward"}
 _SHARES = {"exact_match", "accuracy", "f1", "win_rate"}
 # A loss has no interval here; differences below this share of it are not called a change.
 _SAME_LOSS = 0.005
-# A run that has not written for this long, and for ten of its own steps, is taken to be dead.
-_SILENCE_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
@@ -54,9 +53,8 @@ class Comparison:
 
     @property
     def label(self) -> str:
-        words = self.name.replace("_", " ").replace("-", " ").strip()
-        named = {"eval": "Held-out data", "held out": "Held-out data", "eval data": "Held-out data"}.get(words, words)
-        return named[:1].upper() + named[1:]
+        words = self.name.replace("_", " ").strip()
+        return words[:1].upper() + words[1:]
 
     @property
     def higher_is_better(self) -> bool:
@@ -121,7 +119,6 @@ class RunSummary:
     report: dict[str, object]
     resolved: dict[str, object]
     environment: dict[str, object]
-    fingerprint: dict[str, object]
     plan: dict[str, object]
     stages: list[StageSummary]
     state: State
@@ -130,6 +127,11 @@ class RunSummary:
     @property
     def name(self) -> str:
         return self.run.path.resolve().name
+
+    @property
+    def recipe(self) -> Mapping[str, object]:
+        """The recipe with every default filled in."""
+        return mapping(self.resolved.get("recipe")) or self.resolved
 
     @property
     def model(self) -> str:
@@ -150,10 +152,10 @@ class RunSummary:
     @property
     def total_steps(self) -> int | None:
         """The steps that were to be taken: as written, or derived from the epochs done so far."""
-        written = self.resolved.get("max_steps") or self.resolved.get("total_steps") or self.plan.get("steps")
+        written = self.recipe.get("max_steps")
         if isinstance(written, int | float):
             return int(written)
-        epochs = self.resolved.get("epochs")
+        epochs = self.recipe.get("epochs")
         curve = self.stages[-1].curves.get("epoch") if self.stages else None
         if not isinstance(epochs, int | float) or curve is None or curve.last <= 0:
             return None
@@ -195,7 +197,7 @@ class RunSummary:
         return f"`luthier resume {self.run.path}` goes on {start}."
 
     def _word(self, key: str, inner: str) -> str:
-        for source in (self.report, self.resolved):
+        for source in (self.report, self.recipe):
             value = source.get(key)
             value = value.get(inner) if isinstance(value, Mapping) else value
             if isinstance(value, str) and value:
@@ -213,10 +215,9 @@ def read_run(run: RunDir) -> RunSummary:
         report=report,
         resolved=read_mapping(run.resolved, unreadable),
         environment=read_mapping(run.environment, unreadable) or dict(mapping(report.get("environment"))),
-        fingerprint=read_mapping(run.fingerprint, unreadable),
         plan=read_mapping(run.plan, unreadable),
         stages=stages,
-        state=_state(report, stages),
+        state=_state(run, report),
         unreadable=unreadable,
     )
 
@@ -284,26 +285,24 @@ def _read_stage(folder: StageDir, unreadable: list[str]) -> StageSummary:
     )
 
 
-def _state(report: Mapping[str, object], stages: list[StageSummary]) -> State:
-    status = str(report.get("status") or "")
-    if status in ("finished", "done", "complete", "completed"):
-        return "finished"
-    if status in ("failed", "error"):
-        return "failed"
-    if status in ("interrupted", "stopped"):
-        return "interrupted"
-    return "running" if _is_writing(stages) else "interrupted"
+def _state(run: RunDir, report: Mapping[str, object]) -> State:
+    if is_locked_by_another(run.path / ".lock"):
+        return "running"
+    status = report.get("status")
+    return "finished" if status == "finished" else "failed" if status == "failed" else "interrupted"
 
 
-def _is_writing(stages: list[StageSummary]) -> bool:
-    """Tell by the age of the newest file whether a process is still at work on the run."""
-    if not stages:
+def is_locked_by_another(lock: Path) -> bool:
+    """Tell whether a process other than this one holds a run's lock; it vanishes with the process, however it ends."""
+    try:
+        with lock.open("r", encoding="utf-8") as stream:
+            owner = stream.read().strip()
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
         return False
-    stage = stages[-1]
-    written = [p.stat().st_mtime for p in (stage.folder.metrics, stage.folder.log, stage.folder.eval) if p.exists()]
-    seconds = stage.curves.get("step_seconds")
-    patience = max(_SILENCE_SECONDS, 10 * seconds.last if seconds is not None else 0.0)
-    return bool(written) and time.time() - max(written) < patience
+    except BlockingIOError:
+        return owner != str(os.getpid())
+    return False
 
 
 def _forget_from(step: float, steps: dict[str, list[float]], values: dict[str, list[float]]) -> None:

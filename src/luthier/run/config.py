@@ -1,0 +1,354 @@
+"""The recipe: everything a run is told, read from one YAML or JSON file and from `key=value` overrides.
+
+    file ─ yaml_lines ─→ values + lines ─ overrides ─→ Draft ─ pydantic, cross-checks ─→ Recipe, or every problem at once
+
+A recipe remembers where each of its keys stands (`Recipe.place`), so that whoever finds a problem later, a component or
+the data, can still name the line.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence, Set
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SerializeAsAny,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from luthier.core.component import Component, StageFacts, component_class, kinds
+from luthier.core.errors import Problem, RecipeError
+from luthier.data.spec import DataSpec
+from luthier.methods.base import Method
+from luthier.objectives.base import Objective
+from luthier.optim.schedules import Schedule
+from luthier.run.cross_checks import cross_problems, idle_keys
+from luthier.run.draft import Draft, read_draft
+from luthier.run.explain import explain
+from luthier.run.fields import refuse_booleans
+
+_CONFIG = ConfigDict(
+    extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False, coerce_numbers_to_str=True
+)
+
+
+def build_component(family: str, value: object) -> object:
+    """Return the component that a recipe names: its kind alone, or a mapping with `kind` and its fields.
+
+    Raises:
+        PydanticCustomError, ValidationError: collected by pydantic with the other problems of the recipe.
+    """
+    if isinstance(value, str):
+        value = {"kind": value}
+    if not isinstance(value, Mapping):
+        return value
+    kind = value.get("kind")
+    if not isinstance(kind, str):
+        raise PydanticCustomError("no_kind", "no kind", {"family": family})
+    if kind not in kinds(family):
+        raise PydanticCustomError("unknown_kind", "unknown kind", {"family": family, "kind": kind})
+    component = component_class(family, kind).model_validate(refuse_booleans(component_class(family, kind), value))
+    for name, number in component:
+        if isinstance(number, float) and not math.isfinite(number):
+            raise PydanticCustomError("component_not_finite", "not finite", {"field": name, "input": number})
+    return component
+
+
+def _of_family(family: str) -> BeforeValidator:
+    return BeforeValidator(lambda value: build_component(family, value))
+
+
+class ModelSpec(BaseModel):
+    """Which model to start from. The short form is the path alone: `model: Qwen/Qwen3-0.6B`."""
+
+    model_config = _CONFIG
+
+    path: str = Field(min_length=1)
+    """A folder in Hugging Face form, a hub id such as Qwen/Qwen3-0.6B, or "starter", the small model that ships with Luthier."""
+
+    revision: str | None = None
+    """Branch, tag or commit of a hub model. Without it: the newest."""
+
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. Read that code first: it can do anything you can."""
+
+    chat_template: str | None = None
+    """A .jinja file, or the name of a template that Luthier knows, in place of the model's own."""
+
+    from_scratch: bool = False
+    """Start from random weights in the shape of config.json instead of the trained ones."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, value: object) -> object:
+        return {"path": value} if isinstance(value, str) else value
+
+
+class EvalTask(BaseModel):
+    """One measurement, taken before and after training on rows that are not trained on."""
+
+    model_config = _CONFIG
+
+    name: str = Field(min_length=1)
+    """What the measurement is called in the report."""
+
+    data: DataSpec
+    """The rows to measure on, written as the recipe's own `data`."""
+
+    metric: Literal["loss", "exact_match"]
+    """loss: mean negative log-likelihood of the answers, lower is better. exact_match: the share of generated answers that
+    equal the reference."""
+
+    limit: int | None = Field(default=None, ge=1)
+    """Measure only the first rows."""
+
+    max_new_tokens: int = Field(default=64, ge=1)
+    """How long a generated answer may be (exact_match only)."""
+
+
+class Recipe(BaseModel):
+    """Everything a run is told."""
+
+    model_config = _CONFIG
+
+    model: ModelSpec
+    """The model to start from: a folder, a hub id, or starter."""
+
+    method: Annotated[SerializeAsAny[Method], _of_family("method")]
+    """What is trained: one word, or the long form {kind: lora, rank: 16}. `luthier methods` lists them."""
+
+    objective: Annotated[SerializeAsAny[Objective], _of_family("objective")] = Field(
+        default="sft", validate_default=True
+    )
+    """Towards what: sft learns the answers of conversations, lm continues raw text."""
+
+    data: DataSpec
+    """The rows to train on: a file, a folder, or starter:NAME."""
+
+    eval_data: DataSpec | None = None
+    """Rows that are never trained on, to measure the loss during training."""
+
+    eval_fraction: float = Field(default=0, ge=0, lt=1)
+    """Set this share of the rows aside for measuring, if there is no eval_data. The seed decides which."""
+
+    train_on: Literal["assistant", "all", "last"] = "assistant"
+    """Which words of a conversation are learnt: every answer, everything, or the last answer only."""
+
+    max_length: int | None = Field(default=None, ge=2)
+    """The longest sequence in tokens. Without it: what the model can take, at most 2048."""
+
+    on_overlong: Literal["error", "drop", "truncate"] = "error"
+    """What happens to a row longer than max_length. Whatever is dropped or cut is counted and shown."""
+
+    packing: bool = True
+    """Lay sequences end to end instead of padding them. They never see each other; the result is the same, sooner."""
+
+    run: str | None = Field(default=None, min_length=1)
+    """The folder of the run. Without it: runs/ and the name of the recipe."""
+
+    epochs: float = Field(default=1, gt=0)
+    """How many times to go through the data; 0.5 is half of it."""
+
+    max_steps: int | None = Field(default=None, ge=1)
+    """Stop after this many optimizer steps, in place of epochs."""
+
+    batch_size: int = Field(default=8, ge=1)
+    """Sequences per optimizer step, whatever fits into memory at once."""
+
+    micro_batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Sequences in memory at once. It changes speed and memory, never the result; "auto" measures."""
+
+    learning_rate: float | None = Field(default=None, gt=0)
+    """The peak learning rate. Without it: the method's own default."""
+
+    weight_decay: float = Field(default=0, ge=0)
+    """How strongly weight matrices are drawn towards zero."""
+
+    optimizer: Annotated[SerializeAsAny[Component], _of_family("optimizer")] = Field(
+        default="adamw", validate_default=True
+    )
+    """How gradients become steps."""
+
+    schedule: Annotated[SerializeAsAny[Schedule], _of_family("schedule")] = Field(
+        default="cosine", validate_default=True
+    )
+    """How the learning rate falls after warm-up: cosine, linear or constant."""
+
+    warmup_ratio: float = Field(default=0.03, ge=0, le=1)
+    """The share of the steps over which the learning rate rises from zero."""
+
+    warmup_steps: int | None = Field(default=None, ge=0)
+    """Warm-up as a number of steps, in place of warmup_ratio."""
+
+    max_grad_norm: float | None = Field(default=1.0, gt=0)
+    """Shorten gradients longer than this; null leaves them alone."""
+
+    gradient_checkpointing: bool = False
+    """Recompute activations instead of keeping them: less memory, about a third more time, the same result."""
+
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """The number format of the computation. "auto" takes what the machine is fast at."""
+
+    seed: int = Field(default=0, ge=0, le=2**32 - 1)
+    """Decides everything random: the order of rows, new weights, dropout, samples."""
+
+    save_steps: int | None = Field(default=None, ge=1)
+    """Write a checkpoint every so many steps. Without it: at the end of each epoch."""
+
+    eval_steps: int | None = Field(default=None, ge=1)
+    """Measure the held-out loss every so many steps. Without it: at the end of each epoch."""
+
+    keep_checkpoints: int = Field(default=2, ge=1)
+    """How many of the newest checkpoints stay on disk."""
+
+    early_stopping: int | None = Field(default=None, ge=1)
+    """Stop when the held-out loss has not improved for this many measurements."""
+
+    final_checkpoint: Literal["last", "best"] | None = None
+    """Which state the run ends with. Without it: best with early_stopping, else last."""
+
+    evaluate: tuple[EvalTask, ...] = ()
+    """Tasks measured before and after training: a list of {name, data, metric}."""
+
+    samples: int = Field(default=4, ge=0)
+    """How many answers are shown side by side, before and after."""
+
+    log_to: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
+    """Where metrics go besides the run folder."""
+
+    _draft: Draft | None = PrivateAttr(default=None)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_booleans(cls, value: object) -> object:
+        return refuse_booleans(cls, value) if isinstance(value, Mapping) else value
+
+    @field_validator("evaluate", "log_to", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: object, info: ValidationInfo) -> object:
+        return (value,) if isinstance(value, str) and info.field_name == "log_to" else value
+
+    @property
+    def base(self) -> Path | None:
+        """The folder of the recipe file: where relative paths are looked up after the working directory."""
+        return self._draft.base if self._draft else None
+
+    @property
+    def name(self) -> str:
+        """The recipe's name: its file's, without the ending."""
+        return self._draft.path.stem if self._draft and self._draft.path else "recipe"
+
+    @property
+    def has_eval_data(self) -> bool:
+        """Whether some rows are held out to measure the loss on."""
+        return self.eval_data is not None or self.eval_fraction > 0
+
+    def place(self, key: str) -> str:
+        """Return where a key such as `method.rank` is written: `recipe.yaml:7`, an override, or the key itself."""
+        return self._draft.place(tuple(key.split("."))) if self._draft else key
+
+    def resolved(self) -> Self:
+        """Return the recipe with everything decided that depends on nothing but itself."""
+        rate = self.learning_rate if self.learning_rate is not None else self.method.default_learning_rate
+        final = self.final_checkpoint or ("best" if self.early_stopping else "last")
+        update: dict[str, object] = {"learning_rate": rate}
+        if self.has_eval_data:
+            update["final_checkpoint"] = final
+        return self.model_copy(update=update)
+
+    def dump(self) -> dict[str, object]:
+        """Return all that has an effect as plain values in the long form; `parse_recipe` gives an equal recipe again."""
+        values = self.model_dump(mode="json")
+        for key in idle_keys(self):
+            del values[key]
+        for task in values["evaluate"]:
+            if task["metric"] == "loss":
+                del task["max_new_tokens"]
+        return values
+
+    def component_problems(self, model_config: Mapping[str, object] | None = None) -> list[Problem]:
+        """Return what the components forbid in this combination, each with its place in the recipe.
+
+        `model_config` is the model's config.json where it is known.
+        """
+        facts = StageFacts(
+            method=self.method,
+            objective=self.objective,
+            model_config=model_config or {},
+            packing=self.packing,
+            gradient_checkpointing=self.gradient_checkpointing,
+        )
+        found = []
+        for component in (self.method, self.objective, self.optimizer, self.schedule):
+            for problem in component.problems(facts):
+                key = problem.where or component.family
+                what = problem.what if "." not in key else f"{key}: {problem.what}"
+                found.append(Problem(what, self.place(key), problem.remedy, problem.severity))
+        return found
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Return the recipe of a file, changed by overrides such as `method.rank=8`.
+
+    Raises:
+        RecipeError: with every problem of the file and the overrides.
+    """
+    recipe, problems = parse_draft(read_draft(path, overrides))
+    if recipe is None:
+        raise RecipeError(*problems)
+    return recipe
+
+
+def parse_recipe(values: Mapping[str, object], overrides: Sequence[str] = (), base: Path | None = None) -> Recipe:
+    """Return the recipe that a mapping describes. `base` is where its relative paths are looked up.
+
+    Raises:
+        RecipeError: with every problem.
+    """
+    recipe, problems = parse_draft(Draft.of_mapping(values, overrides, base))
+    if recipe is None:
+        raise RecipeError(*problems)
+    return recipe
+
+
+def parse_draft(draft: Draft) -> tuple[Recipe | None, list[Problem]]:
+    """Return the recipe, or None, with every problem found in it."""
+    problems = list(draft.problems)
+    broken: set[str] = set()
+    try:
+        recipe = Recipe.model_validate(draft.values)
+    except ValidationError as error:
+        problems += explain(error, draft, Recipe)
+        broken = {str(detail["loc"][0]) for detail in error.errors(include_url=False, include_context=False)}
+        recipe = _without(broken, draft)
+    recipe._draft = draft
+    problems += cross_problems(recipe, broken)
+    if not broken & {"method", "objective", "optimizer", "schedule"}:
+        problems += recipe.component_problems()
+    return (None if broken or any(p.severity == "error" for p in problems) else recipe), problems
+
+
+def parse_part(draft: Draft, key: Literal["model", "data", "eval_data"]) -> ModelSpec | DataSpec | None:
+    """Return one part of a recipe if that part is right, though others may not be."""
+    try:
+        return (ModelSpec if key == "model" else DataSpec).model_validate(draft.values.get(key))
+    except ValidationError:
+        return None
+
+
+def _without(broken: Set[str], draft: Draft) -> Recipe:
+    """Return the recipe without its broken keys, so that what is wrong between the others is found as well."""
+    stand_ins = {"model": "starter", "method": "full", "data": "none"}
+    given = {key: value for key, value in draft.values.items() if key not in broken}
+    return Recipe.model_validate(stand_ins | given)

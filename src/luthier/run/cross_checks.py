@@ -1,0 +1,129 @@
+"""What no single key can tell: options without effect, and pairs of values that cannot both hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Set
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from luthier.core.errors import Problem
+
+if TYPE_CHECKING:
+    from luthier.run.config import Recipe
+
+
+@dataclass(frozen=True)
+class EffectRule:
+    """When a key has an effect, and what to tell a user who gave it where it has none."""
+
+    key: str
+    needs: tuple[str, ...]
+    has_effect: Callable[[Recipe], bool]
+    why: str
+    remedy: str
+
+
+def _evaluates(recipe: Recipe) -> bool:
+    return recipe.has_eval_data
+
+
+def _trains_replies(recipe: Recipe) -> bool:
+    return recipe.objective.data_form == "conversation"
+
+
+_HELD_OUT = ("eval_data", "eval_fraction")
+_NO_EVAL = "no rows are held out to measure on"
+_ADD_EVAL = "add eval_data: FILE or eval_fraction: 0.1, or remove {key}"
+_RULES = (
+    EffectRule("eval_steps", _HELD_OUT, _evaluates, _NO_EVAL, _ADD_EVAL),
+    EffectRule("early_stopping", _HELD_OUT, _evaluates, _NO_EVAL, _ADD_EVAL),
+    EffectRule(
+        "final_checkpoint",
+        _HELD_OUT,
+        lambda r: r.has_eval_data or r.final_checkpoint == "last",
+        _NO_EVAL + ", so none is known to be the best",
+        _ADD_EVAL,
+    ),
+    EffectRule(
+        "eval_fraction",
+        ("eval_data",),
+        lambda r: r.eval_data is None or r.eval_fraction == 0,
+        "eval_data says which rows are held out",
+        "keep one of eval_data and eval_fraction",
+    ),
+    EffectRule(
+        "train_on",
+        ("objective",),
+        _trains_replies,
+        "this objective trains on every token of the text",
+        "remove it, or use objective: sft",
+    ),
+    EffectRule(
+        "on_overlong",
+        ("objective",),
+        _trains_replies,
+        "this objective cuts long texts into pieces of max_length, and loses nothing",
+        "remove it, or use objective: sft",
+    ),
+    EffectRule(
+        "epochs",
+        ("max_steps",),
+        lambda r: r.max_steps is None,
+        "max_steps says how long to train",
+        "keep one of epochs and max_steps",
+    ),
+    EffectRule(
+        "warmup_ratio",
+        ("warmup_steps",),
+        lambda r: r.warmup_steps is None,
+        "warmup_steps says how long to warm up",
+        "keep one of warmup_ratio and warmup_steps",
+    ),
+)
+
+
+def idle_keys(recipe: Recipe) -> set[str]:
+    """Return the keys that have no effect in this recipe, given or not."""
+    return {rule.key for rule in _RULES if not rule.has_effect(recipe)}
+
+
+def cross_problems(recipe: Recipe, broken: Set[str] = frozenset()) -> list[Problem]:
+    """Return what is wrong between keys. A check that depends on a `broken` key is left out."""
+    found = list(_without_effect(recipe, broken))
+    found += [problem for keys, problem in _contradictions(recipe) if not broken & set(keys)]
+    return found
+
+
+def _without_effect(recipe: Recipe, broken: Set[str]) -> Iterator[Problem]:
+    for rule in _RULES:
+        # null is how a recipe says "not given"
+        is_given = rule.key in recipe.model_fields_set and getattr(recipe, rule.key) is not None
+        if is_given and not rule.has_effect(recipe) and not broken & {rule.key, *rule.needs}:
+            yield Problem(
+                f"{rule.key} has no effect: {rule.why}.", recipe.place(rule.key), rule.remedy.format(key=rule.key)
+            )
+    for index, task in enumerate(recipe.evaluate):
+        if task.metric == "loss" and "max_new_tokens" in task.model_fields_set:
+            what = f"evaluate.{index}.max_new_tokens has no effect: the metric loss generates nothing."
+            yield Problem(
+                what, recipe.place(f"evaluate.{index}.max_new_tokens"), "remove it, or use metric: exact_match"
+            )
+
+
+def _contradictions(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], Problem]]:
+    micro = recipe.micro_batch_size
+    if isinstance(micro, int) and micro > recipe.batch_size:
+        what = f"micro_batch_size is {micro}, more than the {recipe.batch_size} sequences of a whole step (batch_size)."
+        remedy = f"set it to {recipe.batch_size} or less, or to auto"
+        yield ("micro_batch_size", "batch_size"), Problem(what, recipe.place("micro_batch_size"), remedy)
+    if recipe.warmup_steps and recipe.max_steps and recipe.warmup_steps > recipe.max_steps:
+        what = f"warmup_steps is {recipe.warmup_steps}, more than the {recipe.max_steps} steps of the run (max_steps)."
+        remedy = f"set it to less than {recipe.max_steps}"
+        yield ("warmup_steps", "max_steps"), Problem(what, recipe.place("warmup_steps"), remedy)
+    names = [task.name for task in recipe.evaluate]
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            what = f'evaluate: the name "{name}" is used twice, so one result would hide the other.'
+            yield ("evaluate",), Problem(what, recipe.place(f"evaluate.{index}.name"), "give each task its own name")
+    if len(set(recipe.log_to)) < len(recipe.log_to):
+        yield ("log_to",), Problem("log_to names a target twice.", recipe.place("log_to"), "name each once")
