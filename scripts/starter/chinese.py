@@ -170,14 +170,14 @@ PLOTS = {
 {time}，{x}和{y}在{place}{game}。
 忽然，天黑了下来，下起了大雨。 | 一会儿，风来了，雨也来了。
 “快跑！”{x}喊。 | “我们的衣服湿了！”{y}说。
-他们跑到{hiding}躲雨。 | {x}拿出一把雨伞，和{y}一起打。
+他们跑到{shelter}躲雨。 | {x}拿出一把雨伞，和{y}一起打。
 {y}觉得很冷，{x}把衣服给{y}穿。 | 他们一边等，一边唱歌。
 雨停了，太阳出来了。 | 过了一会儿，雨小了，天也亮了。
 “看，彩虹！”{y}说。 | 天上出现了一道美丽的彩虹。
 他们高兴地回家了。 | 他们又开始玩了。
 """,
     "诚实": """
-{time}，{x}在家里玩{thing}。 | {time}，{x}在屋子里跑来跑去。
+{time}，{x}在家里玩。 | {time}，{x}在屋子里跑来跑去。
 {ta}不小心把杯子打破了。 | “啪！”花瓶掉在地上，碎了。
 {x}很害怕，不知道怎么办。 | {x}的脸一下子红了。
 这时候，{helper}走了进来。 | {helper}听见声音，走过来问：“怎么了？”
@@ -234,7 +234,7 @@ def slots_for(rng: random.Random) -> dict[str, str]:
     return {
         "x": x, "y": y, "kind": kind, "ta": pronoun, "trait": rng.choice(TRAITS), "animal": animal, "animal2": animal2, "thing": thing,
         "m_thing": MEASURES.get(thing, "个"), "color": rng.choice(COLORS), "food": food[0], "food2": food[1], "place": rng.choice(PLACES),
-        "hiding": hiding[0], "hiding2": hiding[1], "game": game[0], "game2": game[1], "helper": rng.choice(HELPERS),
+        "shelter": rng.choice(words("大树下，桥下，山洞里，门口，亭子里")), "hiding": hiding[0], "hiding2": hiding[1], "game": game[0], "game2": game[1], "helper": rng.choice(HELPERS),
         "time": rng.choice(TIMES), "fine": rng.choice(words("好，晴朗，暖和，凉快")), "skill": skill[0], "fail": skill[1], "win": skill[2],
         "fear": fear[0], "brave": fear[1], "result": fear[2], "trouble": trouble[0], "help": trouble[1], "saved": trouble[2],
         "cause": cause[0], "effect": cause[1], "food_plant": rng.choice(words("苹果，桃子，梨，橘子，葡萄")),

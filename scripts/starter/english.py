@@ -196,7 +196,7 @@ Then the sky became dark. | Big gray clouds came. | Suddenly, the wind began to 
 It began to rain. | Rain fell on their heads. | Drip, drop, down came the rain.
 "I am getting wet!" said {x}. | "Oh no, our game!" said {y}. | "Run!" said {x}.
 
-They ran and hid {hiding}. | They found a dry place {hiding}. | They sat down {hiding} and waited.
+They ran and hid {shelter}. | They found a dry place {shelter}. | They sat down {shelter} and waited.
 {Y} was cold, so {x} shared {his} coat. | They sang a song and told funny stories. | "Let's count the drops," said {x}.
 After a while, the rain stopped. | Then the sun came out again. | At last the clouds went away.
 "Look!" said {y}. "A rainbow!" | There was a big rainbow in the sky. | They jumped in the puddles and laughed.
@@ -277,7 +277,7 @@ def slots_for(rng: random.Random) -> dict[str, str]:
         "a_food_plant": a(rng.choice(words("sweet apple, red tomato, big pumpkin, juicy pear, yellow lemon"))),
         "place": place[0], "out": place[1].replace("in the", "to the").replace("at school", "to school").replace("at ", "to ").replace("near ", "to ")
         .replace("by ", "to ").replace("under ", "to ").replace("on the", "to the"),
-        "hiding": hiding[0], "hiding2": hiding[1], "game": game[0], "game2": game[1], "weather": rng.choice(WEATHER), "what": "what",
+        "shelter": rng.choice(words("under the bridge, in a small cave, under a roof, in the barn, under a big tree")), "hiding": hiding[0], "hiding2": hiding[1], "game": game[0], "game2": game[1], "weather": rng.choice(WEATHER), "what": "what",
         "skill": skill[0], "fail": skill[1], "win": skill[2], "fear": fear[0], "brave": fear[1], "result": fear[2],
         "trouble": trouble[0], "help": trouble[1], "saved": trouble[2], "cup": cup, "a_cup": a(cup),
     }  # fmt: skip

@@ -142,7 +142,7 @@ def main() -> None:
     parser.add_argument("--tinystories", type=Path, required=True, help=f"folder with {TRAIN_FILE} and {VALIDATION_FILE}")
     parser.add_argument("--model", type=Path, required=True, help="folder of the stories260K model in transformers format")
     parser.add_argument("--out", type=Path, required=True, help="JSONL file to write")
-    parser.add_argument("--megabytes", type=float, default=12.0)
+    parser.add_argument("--megabytes", type=float, default=6.5)
     parser.add_argument("--temperature", type=float, default=0.72)
     parser.add_argument("--top-p", type=float, default=0.95)
     parser.add_argument("--seed", type=int, default=1)
