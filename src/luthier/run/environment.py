@@ -150,7 +150,12 @@ def _cuda_devices(torch: ModuleType) -> list[dict[str, object]]:
     if torch.cuda.is_available():
         found = (torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count()))
         return [
-            {"name": p.name, "memory_bytes": p.total_memory, "capability": f"{p.major}.{p.minor}", "cuda": torch.version.cuda}
+            {
+                "name": p.name,
+                "memory_bytes": p.total_memory,
+                "capability": f"{p.major}.{p.minor}",
+                "cuda": torch.version.cuda,
+            }
             for p in found
         ]
     return [{"name": "Apple GPU (MPS)"}] if torch.backends.mps.is_available() else []

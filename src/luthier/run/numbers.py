@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
+Text = Callable[[float], str]
 # From where, divided by what: 999,999 would round to "1000 k", so it belongs to the next magnitude.
 _MAGNITUDES = ((999.5e9, 1e12, "T"), (999.5e6, 1e9, "B"), (999.5e3, 1e6, "M"), (1e4, 1e3, "k"))
 _BYTES = ("B", "KiB", "MiB", "GiB", "TiB")

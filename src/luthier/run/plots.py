@@ -10,15 +10,16 @@ Shape legend: N measured points.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
 from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 
-from luthier.run.numbers import count, number
+from luthier.run.numbers import Text, count, number
 
 _WIDTH, _HEIGHT = 1000.0, 400.0
 _STRETCHES = 300
@@ -51,7 +52,7 @@ class Chart:
     title: str
     series: tuple[Series, ...]
     unit: str = ""
-    text: Callable[[float], str] = number
+    text: Text = number
     scale: Scale = "auto"
     from_zero: bool = False
     tick_unit: float = 1.0
@@ -124,7 +125,7 @@ def downsample(x: np.ndarray, y: np.ndarray, stretches: int = _STRETCHES) -> tup
         return x, y
     keep = {0, len(x) - 1}
     borders = np.linspace(0, len(x), stretches).astype(np.int64)
-    for low, high in zip(borders[:-1], borders[1:]):
+    for low, high in pairwise(borders):
         keep.add(int(low + np.argmin(y[low:high])))
         keep.add(int(low + np.argmax(y[low:high])))
     chosen = np.array(sorted(keep))
@@ -138,7 +139,11 @@ def line_chart(chart: Chart) -> Markup:
         return Markup("")
     thin = [Series(s.name, *downsample(s.x, s.y), s.style, s.tone) for s in series]
     frame = _frame(thin, chart)
-    shapes = [_grid(frame, chart.tick_unit), *(_mark(frame, x, label) for x, label in chart.marks), *(_shape(frame, s) for s in thin)]
+    shapes = [
+        _grid(frame, chart.tick_unit),
+        *(_mark(frame, x, label) for x, label in chart.marks),
+        *(_shape(frame, s) for s in thin),
+    ]
     return _figure(chart, frame, thin, Markup("").join(shapes))
 
 
@@ -148,7 +153,7 @@ def histogram(title: str, edges: Sequence[float], counts: Sequence[float], unit:
         return Markup("")
     frame = Frame(float(edges[0]), float(edges[-1]), 0.0, max(counts) * 1.05, False)
     bars = []
-    for low, high, height in zip(edges[:-1], edges[1:], counts):
+    for (low, high), height in zip(pairwise(edges), counts):
         left, right = (float(frame.across(v)) * _WIDTH for v in (low, high))
         top = (1 - float(frame.up(height))) * _HEIGHT
         label = f"{number(low)} to {number(high)}: {height:,.0f}"
@@ -224,7 +229,9 @@ def _figure(chart: Chart, frame: Frame, series: list[Series], shapes: Markup) ->
     unit = ", ".join(part for part in (chart.unit, "log scale" if frame.is_log else "") if part)
     legend = [Markup('<span class="key {} {}">{}</span>').format(s.style, s.tone, s.name) for s in series]
     y_labels = [
-        Markup('<span style="bottom:{}%">{}</span>').format(_short(float(frame.up(t)) * 100), _tick_text(chart, frame, t))
+        Markup('<span style="bottom:{}%">{}</span>').format(
+            _short(float(frame.up(t)) * 100), _tick_text(chart, frame, t)
+        )
         for t in _y_ticks(frame, chart.tick_unit)
     ]
     x_labels = [
@@ -309,4 +316,3 @@ def _bare(text: str) -> str:
 def _short(value: float) -> str:
     text = f"{value:.1f}"
     return text[:-2] if text.endswith(".0") else text
-

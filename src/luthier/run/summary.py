@@ -152,21 +152,31 @@ class RunSummary:
     @property
     def total_steps(self) -> int | None:
         """The steps that were to be taken: as written, or derived from the epochs done so far."""
-        written = self.recipe.get("max_steps")
-        if isinstance(written, int | float):
+        written, epochs = as_float(self.recipe.get("max_steps")), as_float(self.recipe.get("epochs"))
+        if written is not None:
             return int(written)
-        epochs = self.recipe.get("epochs")
         curve = self.stages[-1].curves.get("epoch") if self.stages else None
-        if not isinstance(epochs, int | float) or curve is None or curve.last <= 0:
+        if epochs is None or curve is None or curve.last <= 0:
             return None
-        return max(self.last_step, round(float(curve.steps[-1]) * float(epochs) / curve.last))
+        return max(self.last_step, round(float(curve.steps[-1]) * epochs / curve.last))
 
     @property
     def trainable_share(self) -> float | None:
-        trainable, total = self.report.get("trainable_parameters"), self.report.get("total_parameters")
-        if isinstance(trainable, int | float) and isinstance(total, int | float) and total > 0:
-            return float(trainable) / float(total)
-        return None
+        trainable, total = (as_float(self.report.get(k)) for k in ("trainable_parameters", "total_parameters"))
+        return trainable / total if trainable is not None and total else None
+
+    @property
+    def train_seconds(self) -> float | None:
+        """The time spent in steps: as reported, or the sum of those done so far."""
+        columns = [s.curves["step_seconds"] for s in self.stages if "step_seconds" in s.curves]
+        written = as_float(self.report.get("train_seconds"))
+        return written if written is not None or not columns else float(sum(c.values.sum() for c in columns))
+
+    @property
+    def kept_step(self) -> int | None:
+        """The step whose weights are the result, where that is not the last one."""
+        name = str(self.report.get("final_checkpoint") or "").rpartition("step-")[2]
+        return int(name) if name.isdigit() and int(name) != self.report.get("steps") else None
 
     @property
     def comparisons(self) -> list[Comparison]:
@@ -193,7 +203,9 @@ class RunSummary:
         if self.state not in ("interrupted", "failed"):
             return ""
         step = self.stages[-1].checkpoint_step if self.stages else None
-        start = f"from the checkpoint at step {count(step)}" if step is not None else "from the start: no checkpoint yet"
+        start = (
+            f"from the checkpoint at step {count(step)}" if step is not None else "from the start: no checkpoint yet"
+        )
         return f"`luthier resume {self.run.path}` goes on {start}."
 
     def _word(self, key: str, inner: str) -> str:
@@ -241,6 +253,11 @@ def mapping(value: object) -> Mapping[str, object]:
     return value if isinstance(value, Mapping) else {}
 
 
+def as_float(value: object) -> float | None:
+    """Return a number read from JSON as a float; None for anything else."""
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
 def read_curves(stage: StageDir) -> dict[str, Curve]:
     """Return the columns of metrics.jsonl. Where a resumed run wrote a step again, the later row counts."""
     steps: dict[str, list[float]] = {}
@@ -267,9 +284,9 @@ def compare(results: Mapping[str, object]) -> list[Comparison]:
     for name in dict.fromkeys([*before, *after]):
         first, second = mapping(before.get(name)), mapping(after.get(name))
         metric = str(second.get("metric") or first.get("metric") or "loss")
-        n = second.get("n") or first.get("n")
-        size = int(n) if isinstance(n, int | float) else None
-        old, new = _value(first), _value(second)
+        n = as_float(second.get("n") or first.get("n"))
+        size = int(n) if n is not None else None
+        old, new = as_float(first.get("value")), as_float(second.get("value"))
         rows.append(Comparison(str(name), metric, old, new, size, _noise(metric, old, new, size)))
     return rows
 
@@ -294,14 +311,13 @@ def _state(run: RunDir, report: Mapping[str, object]) -> State:
 
 def is_locked_by_another(lock: Path) -> bool:
     """Tell whether a process other than this one holds a run's lock; it vanishes with the process, however it ends."""
-    try:
-        with lock.open("r", encoding="utf-8") as stream:
-            owner = stream.read().strip()
-            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
+    if not lock.is_file():
         return False
-    except BlockingIOError:
-        return owner != str(os.getpid())
+    with lock.open("r", encoding="utf-8") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return stream.read().strip() != str(os.getpid())
     return False
 
 
@@ -310,11 +326,6 @@ def _forget_from(step: float, steps: dict[str, list[float]], values: dict[str, l
         while column and column[-1] >= step:
             column.pop()
             values[key].pop()
-
-
-def _value(entry: Mapping[str, object]) -> float | None:
-    value = entry.get("value")
-    return float(value) if isinstance(value, int | float) else None
 
 
 def _noise(metric: str, before: float | None, after: float | None, n: int | None) -> float | None:
