@@ -1,6 +1,6 @@
 """The recipe: everything a run is told, read from one YAML or JSON file and from `key=value` overrides.
 
-    file ─ yaml_lines ─→ values + lines ─ overrides ─→ Draft ─ pydantic, cross-checks ─→ Recipe, or every problem at once
+    file ─ yaml_lines ─→ values + lines ─ overrides ─→ Draft ─ pydantic, cross-checks ─→ Recipe, or all problems at once
 
 A recipe remembers where each of its keys stands (`Recipe.place`), so that whoever finds a problem later, a component or
 the data, can still name the line.
@@ -75,7 +75,8 @@ class ModelSpec(BaseModel):
     model_config = _CONFIG
 
     path: str = Field(min_length=1)
-    """A folder in Hugging Face form, a hub id such as Qwen/Qwen3-0.6B, or "starter", the small model that ships with Luthier."""
+    """A folder in Hugging Face form, a hub id such as Qwen/Qwen3-0.6B, or "starter": the small model that comes with
+    Luthier."""
 
     revision: str | None = None
     """Branch, tag or commit of a hub model. Without it: the newest."""
@@ -107,8 +108,8 @@ class EvalTask(BaseModel):
     """The rows to measure on, written as the recipe's own `data`."""
 
     metric: Literal["loss", "exact_match"]
-    """loss: mean negative log-likelihood of the answers, lower is better. exact_match: the share of generated answers that
-    equal the reference."""
+    """loss: mean negative log-likelihood of the answers, lower is better. exact_match: the share of generated answers
+    that equal the reference."""
 
     limit: int | None = Field(default=None, ge=1)
     """Measure only the first rows."""
@@ -268,7 +269,7 @@ class Recipe(BaseModel):
         return self.model_copy(update=update)
 
     def dump(self) -> dict[str, object]:
-        """Return all that has an effect as plain values in the long form; `parse_recipe` gives an equal recipe again."""
+        """Return all that has an effect, as plain values; `parse_recipe` makes an equal recipe of them."""
         values = self.model_dump(mode="json")
         for key in idle_keys(self):
             del values[key]

@@ -1,4 +1,4 @@
-"""A recipe before it is checked: the file's values with the overrides laid over them, and where each of them was written."""
+"""A recipe before it is checked: the file's values with the overrides laid over them, and where each was written."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ SHORT_FORMS = {
 }
 _DEFAULT_KINDS = {"objective": "sft", "optimizer": "adamw", "schedule": "cosine"}
 
-# Two ways to say one thing. An override of one puts the file's other out of force: `max_steps=5` is a quick try of any recipe.
+# Two ways to say one thing. An override of one puts the file's other out of force: `max_steps=5` tries any recipe.
 _EXCLUSIVE = (("epochs", "max_steps"), ("warmup_ratio", "warmup_steps"), ("eval_data", "eval_fraction"))
 
 
 @dataclass(frozen=True)
 class Draft:
-    """Values, their places, and what was wrong with the overrides. All drafts are equal: a place does not change a recipe."""
+    """Values, their places, and wrong overrides. All drafts are equal: where a recipe is written does not change it."""
 
     values: dict[str, object] = field(compare=False)
     lines: Mapping[KeyPath, int] = field(default_factory=dict, compare=False)
@@ -133,7 +133,7 @@ def _assign(target: dict[str, object] | list[object], last: str | int, removes: 
 
 
 def _value(shown: str) -> object:
-    # `*.mlp` would be an alias in YAML, `&x` an anchor, `!x` a tag, `@x` and `%x` are reserved: in an override all are words.
+    # In YAML `*.mlp` is an alias, `&x` an anchor, `!x` a tag, `@x` and `%x` are reserved: in an override all are words.
     return shown if shown[:1] in ("*", "&", "!", "@", "%", "`") else parse_value(shown)
 
 

@@ -10,12 +10,11 @@ from pydantic import BaseModel, ValidationError
 from luthier.core.component import Component, kinds
 from luthier.core.errors import Problem, did_you_mean
 from luthier.run.draft import Draft
-from luthier.run.fields import choices, describe, field_at, is_optional
+from luthier.run.fields import choices, describe, field_at, is_optional, item_annotation
 from luthier.run.foreign_names import FOREIGN_NAMES, FOREIGN_VALUES
 from luthier.run.yaml_lines import KeyPath
 
 if TYPE_CHECKING:
-    from pydantic.fields import FieldInfo
     from pydantic_core import ErrorDetails
 
 _FAMILIES = ("method", "objective", "optimizer", "schedule")
@@ -45,7 +44,7 @@ def explain(error: ValidationError, draft: Draft, root: type[BaseModel]) -> list
     }
     found = []
     for path, details in by_path.items():
-        if details[0]["type"] == "missing" and len(path) == 1 and path[0] in meant:
+        if details[0]["type"] == "missing" and path[0] in meant:
             continue  # it is there under another tool's name, and that problem says so
         what, remedy = _Explainer(draft, root, path, details).explain()
         found.append((draft.line(path), Problem(what, draft.place(path), remedy)))
@@ -83,7 +82,7 @@ class _Explainer:
         self.detail = next((d for d in details if d["type"] in _LIMITS or d["type"] == "finite_number"), details[0])
 
     def explain(self) -> tuple[str, str]:
-        detail = self.detail
+        detail, context = self.detail, self.detail.get("ctx", {})
         match detail["type"]:
             case "missing":
                 return f'The key "{self.label}" is missing.', f"write {_EXAMPLES.get(self.key, f'{self.key}: …')}"
@@ -92,16 +91,14 @@ class _Explainer:
             case "no_kind":
                 return self._no_kind(detail["input"])
             case "unknown_kind":
-                return self._unknown_kind(str(detail["ctx"]["family"]), str(detail["ctx"]["kind"]))
+                return self._unknown_kind(str(context["family"]), str(context["kind"]))
             case "finite_number" | "component_not_finite":
-                field = detail.get("ctx", {}).get("field")
-                label, value = (
-                    (f"{self.label}.{field}", detail["ctx"]["input"]) if field else (self.label, detail["input"])
-                )
+                field = context.get("field")
+                label, value = (f"{self.label}.{field}", context["input"]) if field else (self.label, detail["input"])
                 return f"{label} is {value}; it has to be a finite number.", self._example()
             case limit if limit in _LIMITS:
                 name, words = _LIMITS[limit]
-                what = f"{self.label} is {show(detail['input'])}; it has to be {words} {detail['ctx'][name]}."
+                what = f"{self.label} is {show(detail['input'])}; it has to be {words} {context[name]:g}."
                 return what, self._example()
             case "string_too_short" | "too_short":
                 return f"{self.label} is empty.", self._example()
@@ -115,18 +112,19 @@ class _Explainer:
             return ""
         default = "" if field.is_required() or field.default is None else f"{self.key}: {yaml_word(field.default)}"
         if is_optional(field.annotation):
-            return f"leave {self.key} out" + (f", or write e.g. {default}" if default else " for no such setting")
+            return f"leave {self.key} out" + (f", or write e.g. {default}" if default else "")
         return f"write e.g. {default}" if default else f"write {describe(field.annotation)}"
 
     def _wrong_type(self, detail: ErrorDetails) -> tuple[str, str]:
         value, field = detail["input"], self.field
         if field is None:
             return f"{self.label}: {detail['msg']}.", ""
-        wanted = describe(_item_annotation(field, self.path))
+        annotation = item_annotation(field.annotation) if isinstance(self.path[-1], int) else field.annotation
+        wanted = describe(annotation)
         hint = FOREIGN_VALUES.get((self.key, str(value).lower()))
         if value is None:
             return f"{self.label} has no value; it has to be {wanted}.", f"write one, or remove {self.key}"
-        near = did_you_mean(str(value), choices(_item_annotation(field, self.path)))
+        near = did_you_mean(str(value), choices(annotation))
         what = f"{self.label} is {show(value)}; it has to be {wanted}.{near}"
         if hint:
             return what, hint
@@ -134,7 +132,7 @@ class _Explainer:
             return what, "write the decimal point as a point, without separators"
         if near:
             return what, f"write {self.key}: {near.split(chr(34))[1]}"
-        return what, self._example() if not choices(field.annotation) else f"write {wanted}"
+        return what, self._example() if not choices(annotation) else f"write {wanted}"
 
     def _unknown_key(self, value: object) -> tuple[str, str]:
         what = f'There is no key "{self.label}".'
@@ -169,7 +167,8 @@ class _Explainer:
             if chosen in holders and self.path[0] != family:
                 return f"it belongs to {family}: write `{family}: {{kind: {chosen}, {key}: …}}`"
             if holders:
-                return f"it belongs to the {family} {' and '.join(holders[:3])}: write `{family}: {{kind: {holders[0]}, {key}: …}}`"
+                example = f"{family}: {{kind: {holders[0]}, {key}: …}}"
+                return f"it belongs to the {family} {' and '.join(holders[:3])}: write `{example}`"
         for part in ("model", "data"):
             _, info = field_at(self.root, {part: {}}, (part, key))
             if info is not None and len(self.path) == 1:
@@ -194,19 +193,6 @@ class _Explainer:
         near = did_you_mean(kind, kinds(family))
         hint = FOREIGN_VALUES.get((family, kind.lower()))
         return f'There is no {family} "{kind}".{near}', hint or f"choose one of: {', '.join(kinds(family))}"
-
-
-def _item_annotation(field: FieldInfo, path: KeyPath) -> object:
-    """Return the annotation of a list's item when the path ends in one."""
-    from typing import get_args, get_origin
-
-    from luthier.run.fields import alternatives
-
-    if isinstance(path[-1], int):
-        for kind in alternatives(field.annotation):
-            if get_origin(kind) in (list, tuple):
-                return get_args(kind)[0]
-    return field.annotation
 
 
 def show(value: object) -> str:

@@ -1,4 +1,4 @@
-"""What a field of a recipe takes, read from its type: for messages, and against YAML's `true` where a number belongs."""
+"""What a field of a recipe takes, read from its type: for messages, and against `true` where a number belongs."""
 
 from __future__ import annotations
 
@@ -31,8 +31,20 @@ def is_optional(annotation: object) -> bool:
 
 
 def choices(annotation: object) -> list[str]:
-    """Return the words of all Literals in an annotation."""
-    return [str(word) for kind in alternatives(annotation) if get_origin(kind) is Literal for word in get_args(kind)]
+    """Return the words of all Literals in an annotation, those of a list's items included."""
+    words: list[str] = []
+    for kind in alternatives(annotation):
+        if get_origin(kind) is Literal:
+            words += map(str, get_args(kind))
+        elif get_origin(kind) in (list, tuple):
+            words += choices(get_args(kind)[0])
+    return words
+
+
+def item_annotation(annotation: object) -> object:
+    """Return what the items of a list are; the annotation itself where it is no list."""
+    lists = [kind for kind in alternatives(annotation) if get_origin(kind) in (list, tuple)]
+    return get_args(lists[0])[0] if lists else annotation
 
 
 def describe(annotation: object) -> str:
@@ -44,7 +56,7 @@ def describe(annotation: object) -> str:
             words = get_args(kind)
             parts.append(f'"{words[0]}"' if len(words) == 1 else f"one of {', '.join(map(str, words))}")
         elif origin in (list, tuple):
-            parts.append(f"a list of {_plural(describe(get_args(kind)[0]))}")
+            parts.append(f"a list of {_plural(get_args(kind)[0])}")
         elif isinstance(kind, type) and issubclass(kind, Component):
             parts.append(f"one of {', '.join(kinds(kind.family))}" if kind.family else "a kind")
         elif isinstance(kind, type) and issubclass(kind, BaseModel):
@@ -59,12 +71,14 @@ def describe(annotation: object) -> str:
     return " or ".join(parts)
 
 
-def _plural(text: str) -> str:
-    return {"a whole number": "whole numbers", "a number": "numbers", "text": "words"}.get(text, text)
+def _plural(item: object) -> str:
+    if choices(item):
+        return f"words out of {', '.join(choices(item))}"
+    return {int: "whole numbers", float: "numbers", str: "words"}.get(item, describe(item))  # type: ignore[call-overload]
 
 
 def model_in(annotation: object, value: object, family: str = "") -> type[BaseModel] | None:
-    """Return the class that a mapping under this annotation is checked against: a part of the recipe, or its component."""
+    """Return the class that checks a mapping under this annotation: a part of the recipe, or the component it names."""
     for kind in alternatives(annotation):
         if get_origin(kind) in (list, tuple):
             return model_in(get_args(kind)[0], value, family)

@@ -1,4 +1,4 @@
-"""What other tools call our keys: LLaMA-Factory, Axolotl, TRL and transformers, torchtune, LitGPT, Unsloth, ms-swift, PEFT.
+"""What other tools call our keys: LLaMA-Factory, Axolotl, TRL and transformers, torchtune, LitGPT, ms-swift, PEFT.
 
 Whoever brings a habit or a whole file along is told the word that counts here, and how to convert the value.
 """
@@ -39,8 +39,8 @@ def _nothing(how: str) -> Foreign:
 
 _BATCH = Foreign(
     "batch_size",
-    "the number of sequences per optimizer step, i.e. sequences per device × accumulation steps × devices; what fits into "
-    "memory at once is micro_batch_size",
+    "the number of sequences per optimizer step, i.e. sequences per device × accumulation steps × devices; what fits "
+    "into memory at once is micro_batch_size",
 )
 _DTYPE = Foreign("dtype", "write `dtype: bfloat16`, or leave it out and the machine's fastest safe format is taken")
 _QUANTIZED = _nothing(

@@ -1,7 +1,7 @@
 """From a recipe file to plain values, and the line on which each of them stands.
 
-Scalars follow YAML 1.2, as JSON and every newer tool do: `1e-4` is a number, `no`, `on` and `2026-11-22` are words. YAML 1.1,
-PyYAML's default, makes a string of the first, booleans of the next two and a date of the last.
+Scalars follow YAML 1.2, as in JSON: `1e-4` is a number; `no`, `on` and `2026-11-22` are words. YAML 1.1, PyYAML's
+default, makes a string of the first, booleans of the next two and a date of the last.
 """
 
 from __future__ import annotations
@@ -34,8 +34,9 @@ class Document:
 class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader with the scalars of YAML 1.2."""
 
-    yaml_implicit_resolvers: dict = {}
 
+# A table of its own: the inherited one is shared with every user of PyYAML in the process.
+_Loader.yaml_implicit_resolvers = {}
 
 for _tag, _pattern, _first in (
     ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),

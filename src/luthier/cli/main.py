@@ -1,0 +1,258 @@
+"""The program `luthier`: one verb per file, imported when it is called, so that `--help` waits for nothing.
+
+Exit codes: 0 done, 1 the run failed, 2 the user can mend it, 130 interrupted. With `--json` standard output holds
+exactly one JSON document, the result or `{"error": {"kind": …, "problems": […]}}`; all else goes to standard error.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal, NoReturn
+
+import typer
+from click.exceptions import Abort, ClickException, Exit
+
+from luthier import __version__
+from luthier.core.errors import LuthierError
+
+# Set before torch is imported, each only where the user has not. What is not listed here is left as it is.
+_ENVIRONMENT = {
+    # OpenMP's threads spin while they wait; on a machine shared with anything else this made training 3.5 times slower.
+    "OMP_WAIT_POLICY": "PASSIVE",
+    # transformers prints advice that concerns its own trainer.
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    # Progress bars of downloads would break the lines of the log.
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1" if not sys.stderr.isatty() else "0",
+    # Nothing about a run leaves the machine.
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+}
+
+app = typer.Typer(
+    name="luthier",
+    help="Fine-tune language models: one engine, one recipe file, every mainstream method.",
+    epilog="Start with: luthier new recipe.yaml, then luthier train recipe.yaml",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    add_completion=False,
+    suggest_commands=False,
+)
+
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe: a YAML or JSON file.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the recipe, such as method.rank=8 or max_steps=20."),
+]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, e.g. runs/recipe.")]
+Target = Annotated[str, typer.Argument(metavar="TARGET", help="A run, a model folder, a hub id, or starter.")]
+TrainOn = Literal["assistant", "all", "last"]
+ExportForm = Literal["hf", "peft"]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document for programs.")]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"luthier {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _luthier(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def train(recipe: RecipePath, overrides: Overrides = None, json: AsJson = False) -> None:
+    """Train what a recipe says.
+
+    Example: luthier train recipe.yaml method=lora learning_rate=1e-4 max_steps=20
+    """
+    from luthier.cli import train as verb
+
+    verb.run(recipe, overrides or [], json)
+
+
+@app.command()
+def resume(run: RunPath, json: AsJson = False) -> None:
+    """Go on with an interrupted run from its last checkpoint, as if nothing had happened.
+
+    Example: luthier resume runs/recipe
+    """
+    from luthier.cli import resume as verb
+
+    verb.run(run, json)
+
+
+@app.command()
+def check(
+    recipe: Annotated[
+        Path | None, typer.Argument(metavar="[RECIPE]", help="The recipe; not needed for --json-schema.")
+    ] = None,
+    overrides: Overrides = None,
+    json: AsJson = False,
+    json_schema: Annotated[
+        bool, typer.Option("--json-schema", help="Print the schema of recipes, for editors and forms.")
+    ] = False,
+) -> None:
+    """Find everything wrong with a recipe, its model and its data, in a second and without training.
+
+    Example: luthier check recipe.yaml
+    """
+    from luthier.cli import check as verb
+
+    verb.run(recipe, overrides or [], json, json_schema)
+
+
+@app.command()
+def new(
+    path: Annotated[Path, typer.Argument(metavar="[PATH]", help="The file to write.")] = Path("recipe.yaml"),
+    method: Annotated[str, typer.Option("--method", "-m", help="What is trained; see luthier methods.")] = "lora",
+    force: Annotated[bool, typer.Option("--force", help="Write over a file that exists.")] = False,
+) -> None:
+    """Write a recipe in which every key is explained.
+
+    Example: luthier new my.yaml --method full
+    """
+    from luthier.cli import new as verb
+
+    verb.run(path, method, force)
+
+
+@app.command("eval")
+def evaluate(
+    target: Target,
+    data: Annotated[Path | None, typer.Option("--data", help="The rows to measure on.")] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Measure only the first rows.")] = None,
+    max_length: Annotated[int | None, typer.Option("--max-length", min=2, help="Cut longer rows to this.")] = None,
+    train_on: Annotated[
+        TrainOn | None, typer.Option("--train-on", help="Measure the answers, everything, or the last answer.")
+    ] = None,
+    chat_template: Annotated[
+        str | None, typer.Option("--chat-template", help="A .jinja file in place of the model's own template.")
+    ] = None,
+    json: AsJson = False,
+) -> None:
+    """Measure a run or a model: the loss on any rows.
+
+    Example: luthier eval runs/recipe --data held-out.jsonl
+    """
+    from luthier.cli import eval as verb
+
+    verb.run(target, data, json, limit, max_length, train_on, chat_template)
+
+
+@app.command()
+def export(
+    run: RunPath,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write.")],
+    to: Annotated[
+        ExportForm, typer.Option("--to", help="hf: a whole Hugging Face folder. peft: an adapter that PEFT opens.")
+    ] = "hf",
+    json: AsJson = False,
+) -> None:
+    """Write what a run has learnt in a form that other programs open, open it again, and compare.
+
+    Example: luthier export runs/recipe my-model --to hf
+    """
+    from luthier.cli import export as verb
+
+    verb.run(run, to, out, json)
+
+
+@app.command()
+def chat(
+    target: Target,
+    system: Annotated[str | None, typer.Option("--system", help="What the model is told first.")] = None,
+    temperature: Annotated[float, typer.Option("--temperature", min=0, help="0 takes the likeliest word.")] = 0.7,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="The longest answer.")] = 256,
+) -> None:
+    """Talk to what a run has trained, or to any model.
+
+    Example: luthier chat runs/recipe
+    """
+    from luthier.cli import chat as verb
+
+    verb.run(target, system, temperature, max_new_tokens)
+
+
+@app.command()
+def show(run: RunPath, json: AsJson = False) -> None:
+    """Show how a run went: losses, measurements, samples.
+
+    Example: luthier show runs/recipe
+    """
+    from luthier.cli import show as verb
+
+    verb.run(run, json)
+
+
+@app.command()
+def methods(
+    kind: Annotated[str | None, typer.Argument(metavar="[KIND]", help="Explain this one.")] = None,
+    json: AsJson = False,
+) -> None:
+    """List the methods, or explain one: what it trains, when to use it, its fields.
+
+    Example: luthier methods lora
+    """
+    from luthier.cli import methods as verb
+
+    verb.run(kind, json)
+
+
+@app.command()
+def env(json: AsJson = False) -> None:
+    """Show the machine as Luthier sees it: processor, memory, GPU, libraries, what is missing.
+
+    Example: luthier env
+    """
+    from luthier.cli import env as verb
+
+    verb.run(json)
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run the program and leave with its exit code."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    sys.exit(_run(list(sys.argv[1:] if argv is None else argv)))
+
+
+def _run(argv: list[str]) -> int:
+    as_json = "--json" in argv
+    try:
+        # Outside its standalone mode click returns the code of an Exit instead of leaving with it.
+        code = app(argv, standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except LuthierError as error:
+        from luthier.cli.messages import show_error
+
+        show_error(error, as_json)
+        return error.exit_code
+    except Exit as leave:
+        return leave.exit_code
+    except ClickException as error:
+        from luthier.cli.messages import show_error
+        from luthier.cli.usage import explain_usage
+
+        show_error(explain_usage(error, argv), as_json)
+        return 2
+    except (Abort, KeyboardInterrupt):
+        return 130
+    except BrokenPipeError:
+        # The reader (`| head`) has left. Python would complain once more when it flushes at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception:
+        sys.stderr.write(
+            "luthier: this is a bug in Luthier, not in your recipe. Please report it with the lines below.\n"
+        )
+        raise
