@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from luthier.core.errors import DataError, Problem, did_you_mean
 
@@ -31,7 +31,7 @@ class DataSpec(BaseModel):
     split: str | None = None
     """Which split of a saved `datasets` folder to read. Without it: train, or the only one there is."""
 
-    limit: int | None = None
+    limit: Annotated[int, Field(ge=1)] | None = None
     """Read only the first rows."""
 
     @model_validator(mode="before")

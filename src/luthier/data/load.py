@@ -1,0 +1,167 @@
+"""From the recipe's `data` to records: every row is read, recognised, checked and counted before a model is loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import random
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from luthier.core.errors import DataError, Problem
+from luthier.data import formats, sources
+from luthier.data.problems import ProblemLog
+from luthier.data.readers import Row
+from luthier.data.records import Record, Text
+from luthier.data.spec import DataSpec, resolve_path
+
+Item = TypeVar("Item")
+Objective = Literal["sft", "lm"]
+LOOK_AHEAD = 100
+
+
+@dataclass(frozen=True)
+class Records:
+    """The rows of one `data`, ready to be rendered.
+
+    Attributes:
+        format: how the rows were recognised; several names when the files differ.
+        why: one sentence for the screen that says by which columns.
+        problems: warnings; errors are raised.
+        files: what was read.
+        counts: rows, and what was accepted or left unused.
+    """
+
+    records: tuple[Record, ...]
+    format: str
+    why: str
+    problems: tuple[Problem, ...]
+    files: tuple[Path, ...]
+    counts: dict[str, int | list[str]]
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+
+@dataclass
+class _Reading:
+    """What is gathered while the files are read."""
+
+    log: ProblemLog = field(default_factory=ProblemLog)
+    notes: sources.Notes = field(default_factory=sources.Notes)
+    records: list[Record] = field(default_factory=list)
+    formats: dict[str, str] = field(default_factory=dict)
+    unused: Counter[str] = field(default_factory=Counter)
+
+
+def load_records(spec: DataSpec, base: Path | None = None, objective: Objective = "sft") -> Records:
+    """Read and check all rows.
+
+    Raises:
+        DataError: with everything that is wrong (20 problems shown, all counted).
+        MissingExtra: Parquet or a saved `datasets` folder without the library.
+    """
+    source = sources.find(resolve_path(spec.path, base))
+    reading = _Reading()
+    options = sources.ReadOptions(header=not any(isinstance(c, int) for c in spec.columns.values()), split=spec.split)
+    for name, rows in sources.read_source(source, reading.log, reading.notes, options):
+        if spec.limit is not None and len(reading.records) >= spec.limit:
+            break
+        _read_one(name, rows, spec, objective, reading)
+    if not reading.records and not reading.log.total:
+        reading.log.add("no rows", "There are no rows.", spec.path, "give a file with at least one row")
+    reading.log.raise_errors()
+    return _records(reading, source, spec)
+
+
+def _read_one(name: str, rows: Iterator[Row], spec: DataSpec, objective: Objective, reading: _Reading) -> None:
+    """Recognise one file by its first rows and convert all of them."""
+    head = list(itertools.islice(rows, LOOK_AHEAD))
+    if not head:
+        return
+    try:
+        form = formats.recognise(head, spec.columns, spec.format, name)
+    except DataError as error:
+        for problem in error.problems:
+            reading.log.add("format", problem.what, problem.where, problem.remedy)
+        return
+    if form.name == "text" and objective == "sft":
+        what = "These rows are plain text: they have no answer to train on, which the objective sft needs."
+        reading.log.add(
+            "objective",
+            what,
+            name,
+            "train on the whole text with objective=lm, or map two columns: columns: {prompt: …, answer: …}",
+        )
+        return
+    reading.formats.setdefault(form.name, form.why)
+    used = set(form.columns.values())
+    for row in itertools.chain(head, rows):
+        reading.unused.update(column for column, value in row.value.items() if column not in used and value is not None)
+        record = formats.convert(row, form, reading.log, needs_answer=objective == "sft")
+        if record is not None:
+            reading.records.append(record)
+        if spec.limit is not None and len(reading.records) >= spec.limit:
+            return
+
+
+def _records(reading: _Reading, source: sources.Source, spec: DataSpec) -> Records:
+    counts: dict[str, int | list[str]] = {
+        "rows": len(reading.records),
+        "files": len(source.files) if source.dataset is None else 1,
+        "unused_columns": [f"{column} ({n:,} rows)" for column, n in reading.unused.items()],
+        "unused_files": list(source.unused),
+        "notes": reading.notes.lines,
+    }
+    why = "; ".join(reading.formats.values())
+    if spec.format != "auto":
+        why += f" (format: {spec.format} was given)"
+    return Records(
+        tuple(reading.records),
+        ", ".join(reading.formats),
+        why,
+        tuple(reading.log.all_warnings()),
+        source.files,
+        counts,
+    )
+
+
+def has_documents(records: Sequence[Record]) -> bool:
+    """Say whether any record is plain text."""
+    return any(isinstance(record, Text) for record in records)
+
+
+def split(records: Sequence[Item], fraction: float, seed: int) -> tuple[list[Item], list[Item]]:
+    """Return (train, held out): disjoint, together everything, in the original order.
+
+    Held out are `round(fraction · n)` records, at least one when the fraction is above 0, and never all.
+
+    Raises:
+        DataError: there are too few records to split.
+    """
+    if fraction <= 0:
+        return list(records), []
+    if len(records) < 2:
+        raise DataError(
+            Problem(
+                "One row cannot be split into training and evaluation.", "eval_fraction", "give more rows, or eval_data"
+            )
+        )
+    count = min(max(1, round(fraction * len(records))), len(records) - 1)
+    held = set(random.Random(f"split {seed}").sample(range(len(records)), count))
+    train = [record for i, record in enumerate(records) if i not in held]
+    return train, [record for i, record in enumerate(records) if i in held]
+
+
+def fingerprint(files: Sequence[Path]) -> dict[str, object]:
+    """Return the sha256 of each file's content and one over all of them; names do not change it."""
+    each, whole = [], hashlib.sha256()
+    for path in files:
+        with path.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        whole.update(bytes.fromhex(digest))
+        each.append({"name": path.name, "bytes": path.stat().st_size, "sha256": digest})
+    return {"sha256": whole.hexdigest(), "files": each}

@@ -1,0 +1,177 @@
+"""Find, in the text that a chat template writes, the spans that the assistant wrote.
+
+The rule: what follows the generation prompt, up to and including the token that ends the turn, is what the model has to
+produce when it is used; so that is what is trained. A template's own `{% generation %}` marks say it directly. Where a
+template has none, the prompt of each answer is rendered as chat would send it, and a mark is planted at the end of each
+answer; both are looked up in the text. Nothing is searched by content, so an answer that also occurs elsewhere, or a
+template that trims, drops earlier thinking or adds a system prompt, cannot mislead it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from luthier.data.records import Conversation, PromptAnswer, conversation
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+MARK_CANDIDATES = ("\ue0f0", "\uf0e1", "\uf8d2", "\U000f0ace")
+_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+Turn = dict[str, str]
+
+
+class TemplateRefusal(Exception):
+    """The template cannot write this conversation, or its answers cannot be found in what it wrote."""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Characters [start, end) of the rendered text that count with `weight`. The end-of-turn token may follow `end`."""
+
+    start: int
+    end: int
+    weight: float
+
+
+@dataclass(frozen=True)
+class Chat:
+    """A tokenizer's chat template, or another one in its place."""
+
+    tokenizer: PreTrainedTokenizerBase
+    template: str
+
+    @property
+    def is_marked(self) -> bool:
+        """Say whether the template marks what the assistant writes."""
+        return bool(_GENERATION.search(self.template))
+
+    def turns(self, record: Conversation | PromptAnswer) -> list[Turn]:
+        """Return the messages as templates want them. Only a template that asks for `input` gets it apart."""
+        turns: list[Turn] = []
+        for message in conversation(record).messages:
+            turn = {"role": message.role, "content": message.content}
+            if message.reasoning:
+                turn["reasoning_content"] = message.reasoning
+            turns.append(turn)
+        if isinstance(record, PromptAnswer) and record.context and "message['input']" in self.template:
+            turns[-2] |= {"content": record.prompt, "input": record.context}
+        return turns
+
+    def text(self, turns: Sequence[Turn], add_generation_prompt: bool = False) -> str:
+        """Return what the template writes.
+
+        Raises:
+            TemplateRefusal: the template raised an error.
+        """
+        return self._render(turns, add_generation_prompt)[0]
+
+    def marked_text(self, turns: Sequence[Turn]) -> tuple[str, list[tuple[int, int]]]:
+        """Return what the template writes and the characters it marks as the assistant's."""
+        text, marks = self._render(turns, marks=True)
+        return text, [(start, end) for start, end in marks if end > start]
+
+    def _render(
+        self, turns: Sequence[Turn], add_generation_prompt: bool = False, marks: bool = False
+    ) -> tuple[str, list[tuple[int, int]]]:
+        from jinja2 import TemplateError
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        try:
+            texts, found = render_jinja_template(
+                conversations=[list(turns)],
+                chat_template=self.template,
+                add_generation_prompt=add_generation_prompt,
+                return_assistant_tokens_mask=marks,
+                **self.tokenizer.special_tokens_map,
+            )
+        except (TemplateError, TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
+            # Templates are programs of others; whatever they raise is about this conversation.
+            raise TemplateRefusal(f"the chat template refuses it: {error}") from error
+        return texts[0], (found[0] if found else [])
+
+
+def answer_spans(chat: Chat, turns: Sequence[Turn], wanted: Mapping[int, float]) -> tuple[str, list[Span]]:
+    """Return the rendered text and one span per wanted message (index → weight), in order.
+
+    Raises:
+        TemplateRefusal: the template refuses the conversation, or a wanted message is not in the text.
+    """
+    if chat.is_marked and all(turns[i]["role"] == "assistant" for i in wanted):
+        text, marks = chat.marked_text(turns)
+        answers = [i for i, turn in enumerate(turns) if turn["role"] == "assistant"]
+        if len(marks) == len(answers):
+            return text, [Span(*marks[answers.index(i)], weight) for i, weight in sorted(wanted.items())]
+    text = chat.text(turns)
+    if not wanted:
+        return text, []
+    order = sorted(wanted)
+    ends = _planted(chat, turns, text, order, at_end=True)
+    starts: list[int] | None = None
+    spans = []
+    for place, index in enumerate(order):
+        start = _prompt_end(chat, turns, text, index) if turns[index]["role"] == "assistant" else None
+        end = ends[place] if ends is not None else _turn_end(chat, turns, text, index)
+        if start is None or (end is not None and start > end):
+            starts = starts or _planted(chat, turns, text, order, at_end=False)
+            start = starts[place] if starts is not None else None
+        if start is None or end is None or start > end:
+            raise TemplateRefusal(
+                f"message {index + 1} ({turns[index]['role']}) cannot be found in what the template writes"
+            )
+        spans.append(Span(start, end, wanted[index]))
+    return text, spans
+
+
+def _prompt_end(chat: Chat, turns: Sequence[Turn], text: str, index: int) -> int | None:
+    """Return where the prompt of an answer ends, when the whole text begins with it."""
+    if index == 0:
+        return None
+    try:
+        prompt = chat.text(turns[:index], add_generation_prompt=True)
+    except TemplateRefusal:
+        return None
+    return len(prompt) if text.startswith(prompt) else None
+
+
+def _turn_end(chat: Chat, turns: Sequence[Turn], text: str, index: int) -> int | None:
+    """Return where a turn ends when no mark could be planted: the length of the text up to it."""
+    try:
+        part = chat.text(turns[: index + 1])
+    except TemplateRefusal:
+        return None
+    return len(part.rstrip()) if text.startswith(part.rstrip()) else None
+
+
+def _planted(chat: Chat, turns: Sequence[Turn], text: str, order: Sequence[int], at_end: bool) -> list[int] | None:
+    """Return where each wanted content ends (or begins) in the text; None when the template reacts to the marks.
+
+    The mark stands inside surrounding white space, so a template that trims does to the marked content what it does to
+    the real one.
+    """
+    mark = next((m for m in MARK_CANDIDATES if m not in text), None)
+    if mark is None:
+        return None
+    marked = [dict(turn) for turn in turns]
+    for index in order:
+        content = turns[index]["content"]
+        at = len(content.rstrip()) if at_end else len(content) - len(content.lstrip())
+        marked[index]["content"] = content[:at] + mark + content[at:]
+    try:
+        pieces = chat.text(marked).split(mark)
+    except TemplateRefusal:
+        return None
+    if len(pieces) != len(order) + 1 or "".join(pieces) != text:
+        return None
+    return _running_lengths(pieces[:-1])
+
+
+def _running_lengths(pieces: Iterable[str]) -> list[int]:
+    total, lengths = 0, []
+    for piece in pieces:
+        total += len(piece)
+        lengths.append(total)
+    return lengths

@@ -1,0 +1,132 @@
+"""Rendered examples, held compactly: flat arrays and borders, so that a million short rows need no million objects."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator, Sequence
+from typing import overload
+
+import numpy as np
+
+from luthier.core.batch import Example
+from luthier.core.errors import DataError, Problem
+
+
+class ExampleStore(Sequence[Example]):
+    """A sequence of Examples over flat arrays.
+
+    Weights are kept as one byte each that points into `palette`: nearly every data set knows only 0 and 1. Shape legend:
+    N examples, T tokens of all examples together.
+
+    Attributes:
+        tokens_T: int32 token ids.
+        codes_T: uint8 indices into the palette.
+        palette: float32 distinct weights.
+        borders: (N+1,) int64 where each example begins.
+    """
+
+    def __init__(
+        self, tokens_T: np.ndarray, codes_T: np.ndarray, palette: np.ndarray, borders: np.ndarray, places: SourceTable
+    ) -> None:
+        self.tokens_T = tokens_T
+        self.codes_T = codes_T
+        self.palette = palette
+        self.borders = borders
+        self._places = places
+
+    def __len__(self) -> int:
+        return len(self.borders) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        index = int(index) % len(self)
+        here = slice(self.borders[index], self.borders[index + 1])
+        return Example(self.tokens_T[here], self.palette[self.codes_T[here]], self._places[index])
+
+    def __iter__(self) -> Iterator[Example]:
+        return (self[i] for i in range(len(self)))
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(N,) int64 tokens of each example."""
+        return np.diff(self.borders)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the arrays."""
+        return self.tokens_T.nbytes + self.codes_T.nbytes + self.borders.nbytes
+
+
+class SourceTable:
+    """`file:line` of many rows as two numbers each."""
+
+    def __init__(self) -> None:
+        self._names: dict[str, int] = {}
+        self._list: list[str] = []
+        self._file = array("l")
+        self._line = array("q")
+
+    def add(self, source: str) -> None:
+        name, _, line = source.rpartition(":")
+        if not line.isdecimal():
+            name, line = source, "-1"
+        if name not in self._names:
+            self._names[name] = len(self._list)
+            self._list.append(name)
+        self._file.append(self._names[name])
+        self._line.append(int(line))
+
+    def __getitem__(self, index: int) -> str:
+        name, line = self._list[self._file[index]], self._line[index]
+        return name if line < 0 else f"{name}:{line}"
+
+
+class StoreBuilder:
+    """Grow a store one example at a time."""
+
+    def __init__(self) -> None:
+        self._tokens = array("i")
+        self._codes = array("B")
+        self._borders = array("q", [0])
+        self._palette: dict[float, int] = {0.0: 0, 1.0: 1}
+        self._places = SourceTable()
+
+    def add(self, tokens: np.ndarray, weights: np.ndarray, source: str) -> None:
+        """Append one example: (L,) ids and (L,) weights.
+
+        Raises:
+            DataError: more than 256 different weights.
+        """
+        codes = np.empty(len(weights), dtype=np.uint8)
+        for value in np.unique(weights):
+            code = self._palette.setdefault(float(value), len(self._palette))
+            if code > 255:
+                raise DataError(
+                    Problem(
+                        "The messages have more than 256 different weights.",
+                        source,
+                        "round the weights to a few values",
+                    )
+                )
+            codes[weights == value] = code
+        self._tokens.frombytes(np.ascontiguousarray(tokens, dtype=np.int32).tobytes())
+        self._codes.frombytes(codes.tobytes())
+        self._borders.append(len(self._tokens))
+        self._places.add(source)
+
+    def build(self) -> ExampleStore:
+        """Return the store; the builder may not be used again."""
+        return ExampleStore(
+            np.frombuffer(self._tokens, dtype=np.int32) if self._tokens else np.zeros(0, np.int32),
+            np.frombuffer(self._codes, dtype=np.uint8) if self._codes else np.zeros(0, np.uint8),
+            np.array(list(self._palette), dtype=np.float32),
+            np.frombuffer(self._borders, dtype=np.int64),
+            self._places,
+        )
