@@ -43,6 +43,7 @@ class Audit:
     """What was declared trainable and what moved; `names` are the tensors behind a fact that is not zero."""
 
     is_clean: bool | None
+    has_frozen: bool
     facts: list[Fact]
     names: list[tuple[str, list[str]]]
 
@@ -135,7 +136,7 @@ def audit(run: RunSummary) -> Audit | None:
             facts.append(Fact(label, numbers.count(size), note if size else ""))
         if listed:
             names.append((label, listed[:_MOST_NAMES]))
-    return Audit(clean if isinstance(clean, bool) else None, facts, names)
+    return Audit(clean if isinstance(clean, bool) else None, found.get("frozen") != 0, facts, names)
 
 
 def environment_facts(environment: Mapping[str, object]) -> list[Fact]:

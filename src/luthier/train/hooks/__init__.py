@@ -1,0 +1,1 @@
+"""What may look on while a run trains, and never changes it."""
