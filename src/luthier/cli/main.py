@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn
+from typing import Annotated, Literal, NoReturn, get_args, get_type_hints
 
 import typer
-from click.exceptions import Abort, ClickException, Exit
+from typer.core import TyperArgument
+from typer.models import ParameterInfo
 
 from luthier import __version__
 from luthier.core.errors import LuthierError
@@ -34,7 +35,6 @@ app = typer.Typer(
     name="luthier",
     help="Fine-tune language models: one engine, one recipe file, every mainstream method.",
     epilog="Start with: luthier new recipe.yaml, then luthier train recipe.yaml",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     add_completion=False,
@@ -44,7 +44,7 @@ app = typer.Typer(
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe: a YAML or JSON file.")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the recipe, such as method.rank=8 or max_steps=20."),
+    typer.Argument(metavar="KEY=VALUE", help="Changes to the recipe, such as method.rank=8 or max_steps=20."),
 ]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, e.g. runs/recipe.")]
 Target = Annotated[str, typer.Argument(metavar="TARGET", help="A run, a model folder, a hub id, or starter.")]
@@ -93,7 +93,7 @@ def resume(run: RunPath, json: AsJson = False) -> None:
 @app.command()
 def check(
     recipe: Annotated[
-        Path | None, typer.Argument(metavar="[RECIPE]", help="The recipe; not needed for --json-schema.")
+        Path | None, typer.Argument(metavar="RECIPE", help="The recipe; not needed for --json-schema.")
     ] = None,
     overrides: Overrides = None,
     json: AsJson = False,
@@ -112,7 +112,7 @@ def check(
 
 @app.command()
 def new(
-    path: Annotated[Path, typer.Argument(metavar="[PATH]", help="The file to write.")] = Path("recipe.yaml"),
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="The file to write.")] = Path("recipe.yaml"),
     method: Annotated[str, typer.Option("--method", "-m", help="What is trained; see luthier methods.")] = "lora",
     force: Annotated[bool, typer.Option("--force", help="Write over a file that exists.")] = False,
 ) -> None:
@@ -195,7 +195,7 @@ def show(run: RunPath, json: AsJson = False) -> None:
 
 @app.command()
 def methods(
-    kind: Annotated[str | None, typer.Argument(metavar="[KIND]", help="Explain this one.")] = None,
+    kind: Annotated[str | None, typer.Argument(metavar="KIND", help="Explain this one.")] = None,
     json: AsJson = False,
 ) -> None:
     """List the methods, or explain one: what it trains, when to use it, its fields.
@@ -225,11 +225,31 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     sys.exit(_run(list(sys.argv[1:] if argv is None else argv)))
 
 
+def _verbs() -> dict[str, Callable[..., None]]:
+    callbacks = [(verb.name, verb.callback) for verb in app.registered_commands]
+    return {name or callback.__name__: callback for name, callback in callbacks if callback is not None}
+
+
+def _command() -> Callable[..., object]:
+    """Return the program, every argument with its help.
+
+    Some versions of typer lose the help of arguments under click 8.5, whose arguments have a help of their own.
+    """
+    command = typer.main.get_group(app)
+    for name, callback in _verbs().items():
+        hints = get_type_hints(callback, include_extras=True)
+        for parameter in command.commands[name].params:
+            notes = [n for n in get_args(hints.get(parameter.name or "")) if isinstance(n, ParameterInfo)]
+            if notes and isinstance(parameter, TyperArgument):
+                parameter.help = notes[0].help
+    return command
+
+
 def _run(argv: list[str]) -> int:
     as_json = "--json" in argv
     try:
-        # Outside its standalone mode click returns the code of an Exit instead of leaving with it.
-        code = app(argv, standalone_mode=False)
+        # Outside its standalone mode typer returns the code of an Exit instead of leaving with it.
+        code = _command()(argv or ["--help"], prog_name="luthier", standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except LuthierError as error:
@@ -237,21 +257,21 @@ def _run(argv: list[str]) -> int:
 
         show_error(error, as_json)
         return error.exit_code
-    except Exit as leave:
+    except typer.Exit as leave:
         return leave.exit_code
-    except ClickException as error:
-        from luthier.cli.messages import show_error
-        from luthier.cli.usage import explain_usage
-
-        show_error(explain_usage(error, argv), as_json)
-        return 2
-    except (Abort, KeyboardInterrupt):
+    except (typer.Abort, KeyboardInterrupt):
         return 130
     except BrokenPipeError:
         # The reader (`| head`) has left. Python would complain once more when it flushes at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except Exception:
+    except Exception as error:
+        from luthier.cli.messages import show_error
+        from luthier.cli.usage import UsageError, explain_usage
+
+        if isinstance(error, UsageError):
+            show_error(explain_usage(error.format_message(), error.ctx, argv, list(_verbs())), as_json)
+            return 2
         sys.stderr.write(
             "luthier: this is a bug in Luthier, not in your recipe. Please report it with the lines below.\n"
         )
