@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn, get_args, get_type_hints
+from typing import Annotated, Literal, NoReturn, cast, get_args, get_type_hints
 
 import typer
 from typer.core import TyperArgument
@@ -270,7 +270,10 @@ def _run(argv: list[str]) -> int:
         from luthier.cli.usage import UsageError, explain_usage
 
         if isinstance(error, UsageError):
-            show_error(explain_usage(error.format_message(), error.ctx, argv, list(_verbs())), as_json)
+            show_error(
+                explain_usage(error.format_message(), cast("typer.Context | None", error.ctx), argv, list(_verbs())),
+                as_json,
+            )
             return 2
         sys.stderr.write(
             "luthier: this is a bug in Luthier, not in your recipe. Please report it with the lines below.\n"

@@ -222,11 +222,10 @@ def _read_text(path: Path) -> str:
 
 def _recipes_in(folder: Path) -> list[str]:
     try:
-        return sorted(
-            p.name for p in folder.iterdir() if p.suffix.lower() in (".yaml", ".yml", ".json") and p.is_file()
-        )
+        files = [p for p in folder.iterdir() if p.is_file() and not p.name.startswith(".")]
     except OSError:
         return []
+    return sorted(p.name for p in files if p.suffix.lower() in (".yaml", ".yml", ".json"))
 
 
 def _is_folder(path: Path) -> Problem:
