@@ -1,7 +1,7 @@
 """Plain conversations for the starter's corpus, so that the marks of the chat template are trained.
 
-They hold greetings, stories on request, continuations and repetitions. What the quickstart teaches (questions on a story, word
-questions) is left out on purpose: a fine-tuning run should show a difference.
+They hold greetings, stories on request, continuations and repetitions. What the quickstart teaches (questions on a
+story, word questions) is left out on purpose: a fine-tuning run should show a difference.
 """
 
 import random
@@ -15,12 +15,23 @@ from grammar import a, words
 
 Message = dict[str, str]
 
-NOUNS = [*english.ANIMALS, *english.TOYS, *words("car, tree, flower, bug, fish, king, princess, boat, star, snow, rain, birthday, bike, cake, garden")]
+NOUNS = [
+    *english.ANIMALS,
+    *english.TOYS,
+    *words("car, tree, flower, bug, fish, king, princess, boat, star, snow, rain, birthday, bike, cake, garden"),
+]
 NOUNS_ZH = [*chinese.ANIMALS, *chinese.TOYS]
-SYSTEM = ["You are a friendly storyteller.", "You tell short stories for children.", "You are a kind helper.", "Use simple words."]
+SYSTEM = [
+    "You are a friendly storyteller.",
+    "You tell short stories for children.",
+    "You are a kind helper.",
+    "Use simple words.",
+]
 SYSTEM_ZH = ["你是一个会讲故事的朋友。", "你给孩子们讲故事。", "请用简单的话。"]
 
-SMALL_TALK = [tuple(line.split(" => ")) for line in """Hello! => Hello! It is nice to see you.
+SMALL_TALK = [
+    tuple(line.split(" => "))
+    for line in """Hello! => Hello! It is nice to see you.
 Hi! => Hi! What would you like to do?
 Hi there! => Hello! How are you today?
 Good morning! => Good morning! I hope you slept well.
@@ -40,8 +51,11 @@ That was a nice story. => Thank you! I am glad that you liked it.
 Good night! => Good night! Sweet dreams.
 Bye! => Goodbye! See you soon.
 Goodbye! => Goodbye! Have a nice day.
-See you tomorrow! => See you tomorrow!""".splitlines()]
-SMALL_TALK_ZH = [tuple(line.split(" => ")) for line in """你好！ => 你好！很高兴见到你。
+See you tomorrow! => See you tomorrow!""".splitlines()
+]
+SMALL_TALK_ZH = [
+    tuple(line.split(" => "))
+    for line in """你好！ => 你好！很高兴见到你。
 你好吗？ => 我很好，谢谢！你好吗？
 早上好！ => 早上好！今天天气真好。
 晚上好！ => 晚上好！你想听故事吗？
@@ -57,14 +71,19 @@ SMALL_TALK_ZH = [tuple(line.split(" => ")) for line in """你好！ => 你好！
 这个故事真好听。 => 谢谢你，我很高兴你喜欢。
 晚安！ => 晚安，做个好梦！
 再见！ => 再见！下次再来玩。
-明天见！ => 明天见！""".splitlines()]
+明天见！ => 明天见！""".splitlines()
+]
 
-ASK = """Tell me a story about {a}. | Write a short story about {a}. | Please tell a story about {a}. | Can you tell me a story about {a}?
-    | I want to hear a story about {a}. | A story about {a}, please. | Make up a story about {a}. | Do you know a story about {a}?"""
-ASK_ANY = "Tell me a story. | Please tell me a story. | Write a short story. | Can you tell me a story? | I want to hear a story."
-ASK_CONTINUE = "Continue: {start} | Continue the story: {start} | What happens next? {start} | Finish this story: {start} | Go on: {start}"
+ASK = """Tell me a story about {a}. | Write a short story about {a}. | Please tell a story about {a}.
+    | Can you tell me a story about {a}? | I want to hear a story about {a}. | A story about {a}, please.
+    | Make up a story about {a}. | Do you know a story about {a}?"""
+ASK_ANY = """Tell me a story. | Please tell me a story. | Write a short story. | Can you tell me a story?
+    | I want to hear a story."""
+ASK_CONTINUE = """Continue: {start} | Continue the story: {start} | What happens next? {start}
+    | Finish this story: {start} | Go on: {start}"""
 ASK_REPEAT = "Repeat: {it} | Say this again: {it} | Please say: {it} | Copy this: {it}"
-ASK_ZH = "给我讲一个{a}的故事。 | 讲一个关于{a}的故事吧。 | 我想听{a}的故事。 | 请写一个关于{a}的小故事。 | 你会讲{a}的故事吗？"
+ASK_ZH = """给我讲一个{a}的故事。 | 讲一个关于{a}的故事吧。 | 我想听{a}的故事。 | 请写一个关于{a}的小故事。
+    | 你会讲{a}的故事吗？"""
 ASK_ANY_ZH = "给我讲一个故事。 | 讲个故事吧。 | 我想听故事。 | 请写一个小故事。"
 ASK_CONTINUE_ZH = "接着写：{start} | 继续：{start} | 后来呢？{start} | 把故事讲完：{start}"
 ASK_REPEAT_ZH = "重复：{it} | 跟我说：{it} | 请再说一次：{it}"
@@ -108,9 +127,13 @@ class Library:
         parts = re.split(r'(?<=[.!?])\s|(?<=[.!?]")\s', story)
         if draw < 0.75 and len(parts) > 4:
             n_given = rng.randint(1, 2)
-            return option(ASK_CONTINUE, rng).format(start=" ".join(parts[:n_given])), story[len(" ".join(parts[:n_given])) :].strip()
+            return option(ASK_CONTINUE, rng).format(start=" ".join(parts[:n_given])), story[
+                len(" ".join(parts[:n_given])) :
+            ].strip()
         if draw < 0.9:
-            sentence = rng.choice([part for part in parts if 10 < len(part) < 120 and part.count('"') % 2 == 0] or parts[:1])
+            sentence = rng.choice(
+                [part for part in parts if 10 < len(part) < 120 and part.count('"') % 2 == 0] or parts[:1]
+            )
             return option(ASK_REPEAT, rng).format(it=sentence), sentence
         return option(ASK_ANY, rng), rng.choice(self.english)
 
@@ -139,7 +162,9 @@ def conversation(library: Library, rng: random.Random, is_chinese: bool) -> list
         turns.append(rng.choice(small_talk[12:]))
     if rng.random() < 0.15:
         turns = [rng.choice(small_talk) for _ in range(rng.randint(1, 2))]
-    messages = [{"role": "system", "content": rng.choice(SYSTEM_ZH if is_chinese else SYSTEM)}] if rng.random() < 0.15 else []
+    messages = (
+        [{"role": "system", "content": rng.choice(SYSTEM_ZH if is_chinese else SYSTEM)}] if rng.random() < 0.15 else []
+    )
     for request, reply in turns:
         messages += [{"role": "user", "content": request}, {"role": "assistant", "content": reply}]
     return messages

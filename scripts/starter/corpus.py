@@ -1,6 +1,7 @@
 """Build the starter's pretraining corpus: OUT/train.jsonl, OUT/heldout.jsonl and, part by part, OUT/parts/*.jsonl.
 
-Rows are {"text": …} or {"messages": […]}; OUT/train/ holds the same rows as one file for each of the two shapes. Run stories.py first (it samples the largest part), then this, then tokenizer.py.
+Rows are {"text": …} or {"messages": […]}; OUT/train/ holds the same rows as one file for each of the two shapes.
+Run stories.py first (it samples the largest part), then this, then tokenizer.py.
 """
 
 import argparse
@@ -45,7 +46,7 @@ def distinct(count: int, stories: Iterable[str]) -> list[str]:
 
 
 def poems(folder: Path) -> list[str]:
-    """Return the poems with the most usual characters, "title, author, lines"; rare characters cost three tokens each."""
+    """Return the poems (title, author, lines) with the most usual characters; a rare one costs three tokens."""
     found = []
     for name in ("tang300.json", "songci300.json"):
         for poem in json.loads((folder / name).read_text(encoding="utf-8")):
@@ -64,19 +65,24 @@ def as_rows(stories: list[str]) -> list[Row]:
     return [{"text": piece} for story in stories for piece in pieces(story)]
 
 
-def build_parts(tinystories: Path, sampled: Path, poetry: Path, rng: random.Random) -> tuple[dict[str, list[Row]], list[str]]:
+def build_parts(
+    tinystories: Path, sampled: Path, poetry: Path, rng: random.Random
+) -> tuple[dict[str, list[Row]], list[str]]:
     """Return the rows of each part, and the held-out stories."""
     real, heldout = real_stories(tinystories, N_HELDOUT)
     sampled_texts = [json.loads(line)["text"] for line in sampled.open(encoding="utf-8")]
     english = distinct(N_ENGLISH, (english_story(rng) for _ in iter(int, 1)))
-    chinese = distinct(N_CHINESE, (chinese_story(rng) if rng.random() < 0.8 else chinese_sentences(rng) for _ in iter(int, 1)))
-    library = Library(english=real * 4 + sampled_texts[:2000] + english[:10_000], chinese=[story for story in chinese if len(story) > 60])
+    chinese = distinct(
+        N_CHINESE, (chinese_story(rng) if rng.random() < 0.8 else chinese_sentences(rng) for _ in iter(int, 1))
+    )
+    library = Library(
+        english=real * 4 + sampled_texts[:2000] + english[:10_000],
+        chinese=[story for story in chinese if len(story) > 60],
+    )
     chat = [conversation(library, rng, rng.random() < CHAT_CHINESE) for _ in range(N_CHAT)]
-    parts = {
-        "real": as_rows(real), "sampled": as_rows(sampled_texts), "english": as_rows(english), "chinese": as_rows(chinese),
-        "poems": as_rows(poems(poetry)), "chat": [{"messages": messages} for messages in chat],
-    }  # fmt: skip
-    return parts, heldout
+    texts = {"real": real, "sampled": sampled_texts, "english": english, "chinese": chinese, "poems": poems(poetry)}
+    parts = {name: as_rows(stories) for name, stories in texts.items()}
+    return parts | {"chat": [{"messages": messages} for messages in chat]}, heldout
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
@@ -90,7 +96,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tinystories", type=Path, required=True, help="folder with the two TinyStories files")
     parser.add_argument("--sampled", type=Path, required=True, help="JSONL written by stories.py")
-    parser.add_argument("--poetry", type=Path, required=True, help="folder with tang300.json, songci300.json, tang_10000.jsonl.gz")
+    parser.add_argument(
+        "--poetry", type=Path, required=True, help="folder with tang300.json, songci300.json, tang_10000.jsonl.gz"
+    )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()

@@ -1,11 +1,15 @@
 """A tiny story grammar: a plot is plain text, alternatives are drawn, slots are filled.
 
-In a plot every line is one sentence; ` | ` parts its alternatives, a leading `? ` makes it optional, an empty line begins a
-paragraph. `{slot}` is filled from a mapping, and `{Slot}` is the same with a capital letter.
+In a plot every line is one sentence; ` | ` parts its alternatives, a leading `? ` makes it optional, an empty line
+begins a paragraph. `{slot}` is filled from a mapping, and `{Slot}` is the same with a capital letter. Files of plots
+hold one after another, each under a line `== name`.
 """
 
 import random
 from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Literal
 
 Slots = Mapping[str, str]
 
@@ -21,7 +25,7 @@ class Capitals(dict[str, str]):
 
 
 def tell(plot: str, slots: Slots, rng: random.Random, joint: str = " ") -> str:
-    """Return one telling of the plot; sentences are joined by `joint` (nothing in Chinese), paragraphs by one newline."""
+    """Return one telling; sentences are joined by `joint` (nothing in Chinese), paragraphs by one newline."""
     paragraphs = []
     for paragraph in plot.strip().split("\n\n"):
         drawn = []
@@ -32,6 +36,13 @@ def tell(plot: str, slots: Slots, rng: random.Random, joint: str = " ") -> str:
         if drawn:
             paragraphs.append(joint.join(drawn))
     return "\n".join(paragraphs).format_map(Capitals(slots))
+
+
+@cache
+def plots(language: Literal["english", "chinese"]) -> dict[str, str]:
+    """Read the plots of a language, by name."""
+    text = Path(__file__).with_name(f"plots_{language}.txt").read_text(encoding="utf-8")
+    return dict(plot.split("\n", 1) for plot in text.removeprefix("== ").split("\n== "))
 
 
 def words(text: str) -> list[str]:

@@ -63,7 +63,10 @@ def train(engine: Engine, stream: Stream, examples: list[Example], stage: StageD
         losses.append(row["loss"])
         if engine.step % 20 == 0:
             speed = tokens / (time.monotonic() - started)
-            print(f"{engine.step}/{engine.settings.total_steps} loss {np.mean(losses[-20:]):.4f} {speed:,.0f} tokens/s", flush=True)
+            print(
+                f"{engine.step}/{engine.settings.total_steps} loss {np.mean(losses[-20:]):.4f} {speed:,.0f} tokens/s",
+                flush=True,
+            )
         if engine.step % SAVE_EVERY == 0:
             save_checkpoint(engine, stage, {}, keep=1)
 

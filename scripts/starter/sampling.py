@@ -1,8 +1,8 @@
 """Sample many stories from a small Llama at once, on the CPU: the bulk of the starter's English corpus.
 
-`generate` of transformers keeps every row until the longest one ends and costs more in Python than in arithmetic for a model of
-0.26 M parameters, so this file holds its own forward pass: one batch, a cache that only grows by one position a step, and rows that
-leave the batch as soon as their story ends.
+`generate` of transformers keeps every row until the longest one ends and costs more in Python than in arithmetic for a
+model of 0.26 M parameters, so this file holds its own forward pass: one batch, a cache that grows by one position
+a step, and rows that leave the batch as soon as their story ends.
 
 Shape legend: B rows, T positions, K key/value heads, G query heads per key/value head, D head width, H hidden width.
 """
@@ -34,12 +34,17 @@ class SmallLlama:
     def load(cls, folder: Path) -> "SmallLlama":
         """Read a transformers folder (config.json, model.safetensors)."""
         config = json.loads((folder / "config.json").read_text())
-        weights = {name.removeprefix("model."): tensor.float() for name, tensor in load_file(folder / "model.safetensors").items()}
+        weights = {
+            name.removeprefix("model."): tensor.float()
+            for name, tensor in load_file(folder / "model.safetensors").items()
+        }
         for layer in range(config["num_hidden_layers"]):
             prefix = f"layers.{layer}."
             attention = [weights.pop(f"{prefix}self_attn.{name}_proj.weight") for name in "qkv"]
             weights[prefix + "qkv"] = torch.cat(attention)
-            weights[prefix + "gate_up"] = torch.cat([weights.pop(f"{prefix}mlp.{name}_proj.weight") for name in ("gate", "up")])
+            weights[prefix + "gate_up"] = torch.cat(
+                [weights.pop(f"{prefix}mlp.{name}_proj.weight") for name in ("gate", "up")]
+            )
         return cls(
             weights=weights,
             n_layers=config["num_hidden_layers"],
@@ -52,11 +57,14 @@ class SmallLlama:
 
 
 class Cache:
-    """Keys (layer, B, K, D, T) and values (layer, B, K, T, D), allocated once; keys lie transposed, as their product wants them."""
+    """Keys (layer, B, K, D, T), which lie transposed for their product, and values (layer, B, K, T, D)."""
 
     def __init__(self, model: SmallLlama, rows: int, length: int) -> None:
         shape = (model.n_layers, rows, model.n_kv_heads)
-        self.keys, self.values = torch.zeros(*shape, model.head_dim, length), torch.zeros(*shape, length, model.head_dim)
+        self.keys, self.values = (
+            torch.zeros(*shape, model.head_dim, length),
+            torch.zeros(*shape, length, model.head_dim),
+        )
 
     def keep(self, rows: torch.Tensor) -> None:
         """Drop all rows but these."""
@@ -76,7 +84,9 @@ def rotate(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.T
     return heads * cos + torch.cat([-right, left], dim=-1) * sin
 
 
-def step(model: SmallLlama, tokens_B: torch.Tensor, position: int, cache: Cache, rope: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+def step(
+    model: SmallLlama, tokens_B: torch.Tensor, position: int, cache: Cache, rope: tuple[torch.Tensor, torch.Tensor]
+) -> torch.Tensor:
     """Feed one token per row at `position`, extend the cache, return the logits (B, vocabulary)."""
     weights, rows = model.weights, tokens_B.shape[0]
     cos, sin = rope[0][position], rope[1][position]
@@ -92,17 +102,22 @@ def step(model: SmallLlama, tokens_B: torch.Tensor, position: int, cache: Cache,
         turned = rotate(heads[:, : model.n_heads + kv], cos, sin)
         cache.keys[layer, :, :, :, position] = turned[:, model.n_heads :]
         cache.values[layer, :, :, position] = heads[:, model.n_heads + kv :]
-        queries = turned[:, : model.n_heads].reshape(rows, kv, group, width)  # query head h reads key/value head h // group
+        # Query head h reads key/value head h // group.
+        queries = turned[:, : model.n_heads].reshape(rows, kv, group, width)
         keys, values = cache.keys[layer, :, :, :, : position + 1], cache.values[layer, :, :, : position + 1]
         scores = (queries @ keys) * width**-0.5
         mixed = (scores.softmax(-1) @ values).reshape(rows, -1)
         hidden_BH = hidden_BH + mixed @ weights[prefix + "self_attn.o_proj.weight"].T
-        gate, up = (norm(hidden_BH, prefix + "post_attention_layernorm.weight") @ weights[prefix + "gate_up"].T).chunk(2, dim=-1)
+        gate, up = (norm(hidden_BH, prefix + "post_attention_layernorm.weight") @ weights[prefix + "gate_up"].T).chunk(
+            2, dim=-1
+        )
         hidden_BH = hidden_BH + (torch.nn.functional.silu(gate) * up) @ weights[prefix + "mlp.down_proj.weight"].T
     return norm(hidden_BH, "norm.weight") @ weights["embed_tokens.weight"].T
 
 
-def draw(logits: torch.Tensor, temperature: float, top_p: float, generator: torch.Generator, candidates: int = 48) -> torch.Tensor:
+def draw(
+    logits: torch.Tensor, temperature: float, top_p: float, generator: torch.Generator, candidates: int = 48
+) -> torch.Tensor:
     """Sample one token per row by nucleus sampling among the `candidates` likeliest; (B,) int64.
 
     The bound on candidates replaces a full sort; for a vocabulary of 512 it hardly ever cuts the nucleus.
@@ -111,17 +126,24 @@ def draw(logits: torch.Tensor, temperature: float, top_p: float, generator: torc
     probabilities = top.softmax(-1)
     outside = probabilities.cumsum(-1) - probabilities > top_p
     noise = torch.empty_like(probabilities).exponential_(generator=generator)
-    choice = (probabilities.masked_fill(outside, 0.0) / noise).argmax(-1, keepdim=True)  # the Gumbel-max trick, without logarithms
+    # The Gumbel-max trick, without logarithms.
+    choice = (probabilities.masked_fill(outside, 0.0) / noise).argmax(-1, keepdim=True)
     return index.gather(-1, choice).squeeze(-1)
 
 
 @torch.inference_mode()
 def sample_batch(
-    model: SmallLlama, prompts: list[list[int]], ends: set[int], length: int, settings: tuple[float, float], generator: torch.Generator
+    model: SmallLlama,
+    prompts: list[list[int]],
+    ends: set[int],
+    length: int,
+    settings: tuple[float, float],
+    generator: torch.Generator,
 ) -> Iterator[list[int]]:
-    """Yield the finished rows (prompt and continuation, without the end token); rows that do not end within `length` are dropped.
+    """Yield the finished rows: prompt and continuation, without the end token; rows longer than `length` are dropped.
 
-    Prompts may differ in length: while a row's prompt lasts, its next token is given, not drawn. `settings` is (temperature, top_p).
+    Prompts may differ in length: while a row's prompt lasts, its next token is given, not drawn. `settings` is
+    (temperature, top_p).
     """
     given = torch.full((len(prompts), max(map(len, prompts))), -1)
     for row, prompt in enumerate(prompts):

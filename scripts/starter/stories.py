@@ -1,5 +1,5 @@
-"""English stories of the starter's corpus: real ones from TinyStories (Eldan & Li 2023, arXiv:2305.07759), and ones sampled from
-a small model that was trained on TinyStories.
+"""English stories of the starter's corpus: real ones from TinyStories (Eldan & Li 2023, arXiv:2305.07759), and ones
+sampled from a small model that was trained on TinyStories.
 
 Everywhere in the corpus paragraphs are separated by ONE newline, as the sampling model writes them.
 """
@@ -19,20 +19,34 @@ from tokenizers import Tokenizer
 N_HELDOUT = 100
 MAX_SAME_OPENING = 600
 TRAIN_FILE, VALIDATION_FILE = "tinystories_train_head.txt", "tinystories_val_1000.txt"
-# The files were once decoded with the wrong code page, and some of the bytes are lost, so this maps what is left of each sign.
-MENDED = {"â€œ": '"', "â€™": "'", "â€˜": "'", "â€“": "-", "â€”": "-", "â€¦": "...", "â€": '"', "“": '"', "”": '"', "’": "'", "‘": "'"}
+# The files were once decoded with the wrong code page, and some bytes are lost, so this maps what is left of each sign.
+MENDED = {
+    "â€œ": '"',
+    "â€™": "'",
+    "â€˜": "'",
+    "â€“": "-",
+    "â€”": "-",
+    "â€¦": "...",
+    "â€": '"',
+    "“": '"',
+    "”": '"',
+    "’": "'",
+    "‘": "'",
+}
 MENDED |= {"–": "-", "—": "-", "…": "...", "\u00a0": " ", "é": "e"}
 
 OPENING = re.compile(r"(Once upon|Once there|Once, |Once a |There once|There was once|Long ago|A long time ago)")
 LATER_OPENING = re.compile(  # also found inside stories, so it counts only where a story may already have ended
-    r"(One (sunny |hot |cold |rainy |nice )?(day|night|morning)[, ].{0,60}\b(named|called|a (little |small |young )?(boy|girl|bird|dog|cat))\b"
+    r"(One (sunny |hot |cold |rainy |nice )?(day|night|morning)[, ].{0,60}"
+    r"\b(named|called|a (little |small |young )?(boy|girl|bird|dog|cat))\b"
     r"|[A-Z][a-z]+ and [A-Z][a-z]+ (were|are|like|liked|love|loved|wanted|want|play|went)\b"
     r"|There was (once )?a|[A-Z][a-z]+ (is|was) a (\w+ )?(boy|girl|dog|cat|bird|rabbit|bear))"
 )
 SENTENCE = re.compile(r'.+?[.!?]"?(?=\s|$)', re.DOTALL)
 WORD = re.compile(r"[A-Za-z]+(?:'[a-z]+)?")
 ECHO = re.compile(  # "the cat and the cat", "Tim thanked Tim", "was was"
-    r"\b(\w{3,})(?<!her|his) and (?:his |her |the |a )?\1\b|\b([A-Z]\w+) (?:thanked|hugged|asked|told|helped) \2\b|\b(\w+) \3\b"
+    r"\b(\w{3,})(?<!her|his) and (?:his |her |the |a )?\1\b"
+    r"|\b([A-Z]\w+) (?:thanked|hugged|asked|told|helped) \2\b|\b(\w+) \3\b"
 )
 
 
@@ -66,7 +80,7 @@ def split_train_file(text: str) -> list[str]:
 
 
 def split_validation_file(text: str) -> list[str]:
-    """Split the validation file, where the ends of stories are not marked, at openings; the first piece is a fragment and goes."""
+    """Split the validation file, where ends are not marked, at openings; the first piece is a fragment and goes."""
     stories: list[list[str]] = [[]]
     for paragraph in re.split(r"\n\s*\n", text):
         begins = OPENING.match(paragraph) or (len(stories[-1]) >= 3 and LATER_OPENING.match(paragraph))
@@ -77,9 +91,11 @@ def split_validation_file(text: str) -> list[str]:
 
 
 def real_stories(folder: Path, n_heldout: int) -> tuple[list[str], list[str]]:
-    """Return (training stories, held-out stories); the held-out ones come from the validation file and share no opening with the rest."""
+    """Return (training stories, held-out stories); the held-out ones come from the validation file."""
     train = [mend(story) for story in split_train_file((folder / TRAIN_FILE).read_text(encoding="utf-8"))]
-    validation = [mend(story) for story in split_validation_file((folder / VALIDATION_FILE).read_text(encoding="utf-8"))]
+    validation = [
+        mend(story) for story in split_validation_file((folder / VALIDATION_FILE).read_text(encoding="utf-8"))
+    ]
     train, validation = ([story for story in part if is_whole(story)] for part in (train, validation))
     heldout = [story for story in validation if OPENING.match(story) and len(story) < 1600][::5][:n_heldout]
     taken = set(heldout)
@@ -92,7 +108,7 @@ def sentences(story: str) -> list[str]:
 
 
 def is_clean(story: str, vocabulary: set[str]) -> bool:
-    """Say whether a sampled story is worth learning from: known words only, no repeated sentence, nobody talking to himself."""
+    """Say whether a sampled story is worth learning from: known words, no repeated sentence, no echo."""
     parts = sentences(story)
     return (
         is_whole(story)
@@ -114,9 +130,10 @@ def prompts_from(stories: list[str], generator: torch.Generator) -> Iterator[str
 def sampled_stories(
     folder: Path, real: list[str], settings: tuple[float, float], rows: int, generator: torch.Generator
 ) -> Iterator[Iterable[str]]:
-    """Yield batches of clean stories for ever: in every batch half begin freely, half with the beginning of a real story.
+    """Yield batches of clean stories for ever: half of a batch begins freely, half as a real story begins.
 
-    Free beginnings repeat ("there was a little girl named Lily"), so a first sentence is kept at most MAX_SAME_OPENING times.
+    Free beginnings repeat ("there was a little girl named Lily"), so a first sentence is kept at most MAX_SAME_OPENING
+    times.
     """
     model, tokenizer = SmallLlama.load(folder), Tokenizer.from_file(str(folder / "tokenizer.json"))
     begin = tokenizer.token_to_id("<s>")
@@ -125,7 +142,10 @@ def sampled_stories(
     beginnings, seen, openings = prompts_from(real, generator), set[str](), Counter[str]()
     while True:
         prompts = [[begin]] * (rows // 2)
-        prompts += [[begin, *tokenizer.encode(next(beginnings), add_special_tokens=False).ids][:120] for _ in range(rows - rows // 2)]
+        prompts += [
+            [begin, *tokenizer.encode(next(beginnings), add_special_tokens=False).ids][:120]
+            for _ in range(rows - rows // 2)
+        ]
         batch = []
         for ids in sample_batch(model, prompts, ends, 448, settings, generator):
             story = mend(tokenizer.decode(ids))
@@ -139,8 +159,12 @@ def sampled_stories(
 def main() -> None:
     """Sample until `--megabytes` of clean stories are in `--out`, one JSON row a story."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tinystories", type=Path, required=True, help=f"folder with {TRAIN_FILE} and {VALIDATION_FILE}")
-    parser.add_argument("--model", type=Path, required=True, help="folder of the stories260K model in transformers format")
+    parser.add_argument(
+        "--tinystories", type=Path, required=True, help=f"folder with {TRAIN_FILE} and {VALIDATION_FILE}"
+    )
+    parser.add_argument(
+        "--model", type=Path, required=True, help="folder of the stories260K model in transformers format"
+    )
     parser.add_argument("--out", type=Path, required=True, help="JSONL file to write")
     parser.add_argument("--megabytes", type=float, default=6.5)
     parser.add_argument("--temperature", type=float, default=0.72)

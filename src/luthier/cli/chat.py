@@ -32,7 +32,7 @@ def run(target: str, system: str | None = None, temperature: float = 0.7, max_ne
         turns.append(Message("user", question))
         head = [Message("system", system)] if system else []
         if has_template:
-            asked = Conversation(tuple([*head, *turns]), "chat")
+            asked = Conversation((*head, *turns), "chat")
         else:  # a model without a template was trained on plain prompts; it has no notion of turns
             asked = PromptAnswer(question, "", "", system or "", (), False, "chat")
         prompt = list(render_prompt(model.tokenizer, asked))

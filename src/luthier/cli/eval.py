@@ -64,7 +64,10 @@ def run(
         print(json_module.dumps(result))
         return
     print(f"{target} on {data} ({records.format}, {len(records):,} rows)")
-    print(f"  loss {score.value:.4f} nats per supervised token, perplexity {result['perplexity']:.2f}, {score.tokens:,} tokens")
+    print(
+        f"  loss {score.value:.4f} nats per supervised token, perplexity {result['perplexity']:.2f}, "
+        f"{score.tokens:,} tokens"
+    )
     if result["dropped"] or result["truncated"]:
         print(f"  left out: {result['dropped']} rows dropped, {result['truncated']} truncated at the maximum length")
 

@@ -19,7 +19,11 @@ def run(run: Path, to: Literal["hf", "peft"], out: Path, json: bool = False) -> 
     else:
         drift = export_peft(opened.model, opened.checkpoint, out)
     if json:
-        print(json_module.dumps({"out": str(out), "to": to, "checkpoint": str(opened.checkpoint), "max_difference": drift}))
+        print(
+            json_module.dumps(
+                {"out": str(out), "to": to, "checkpoint": str(opened.checkpoint), "max_difference": drift}
+            )
+        )
         return
     how = "AutoModelForCausalLM.from_pretrained" if to == "hf" else "PeftModel.from_pretrained"
     print(f"{out}: opened again and compared, log-probabilities differ by at most {drift:.1e}. Load it with {how}.")

@@ -11,4 +11,6 @@ def print_outcome(run: RunDir, as_json: bool) -> None:
         print(run.report.read_text(encoding="utf-8"), end="")
         return
     print(f"\n{run.report_page}")
-    print(f"next: luthier chat {run.path} · luthier eval {run.path} --data FILE · luthier export {run.path} --to hf OUT")
+    print(
+        f"next: luthier chat {run.path} · luthier eval {run.path} --data FILE · luthier export {run.path} --to hf OUT"
+    )

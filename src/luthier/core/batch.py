@@ -93,7 +93,9 @@ class Batch:
         return sum(self.lengths)
 
 
-def collate(examples: Sequence[Example], device: torch.device | str = "cpu", packed: bool = True, pad_id: int = 0) -> Batch:
+def collate(
+    examples: Sequence[Example], device: torch.device | str = "cpu", packed: bool = True, pad_id: int = 0
+) -> Batch:
     """Make a batch of examples, shifting targets by one.
 
     Packed and padded batches give the same M targets in the same order, so every objective is blind to the difference.

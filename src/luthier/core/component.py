@@ -55,7 +55,7 @@ class Component(BaseModel):
             _TABLE[cls.family][kind.default] = cls
 
     def problems(self, facts: StageFacts) -> list[Problem]:
-        """Return what forbids this component in that stage; the component with the constraint is the one that says so."""
+        """Return what forbids this component in that stage: the component with the constraint is who says so."""
         return []
 
 

@@ -1,17 +1,17 @@
 """Every exception that Luthier raises on purpose, and the one form in which users read what is wrong.
 
-    LuthierError              exit code 1
-    ├── UserError             exit code 2: the user can mend it; carries every problem found, not just the first
-    │   ├── RecipeError       the recipe, an override, a combination that the mathematics forbids
-    │   ├── DataError         a data file or a row
-    │   ├── ModelError        a model folder, a tokenizer, weights that cannot be trained
-    │   ├── RunError          a run folder: in use, finished, torn; a disk that is full or read-only
-    │   └── MissingExtra      an optional library that is not installed
-    ├── Failure               exit code 1: the run broke although the input was fine
-    │   ├── NonFiniteError    a loss or gradient is not a finite number; raised before the weights change
-    │   ├── FreezeError       a tensor declared frozen moved, or a declared one did not
-    │   └── OutOfMemoryError  not even one sequence fits
-    └── Interrupted           exit code 130: Ctrl-C; the state is saved and the message says how to go on
+LuthierError              exit code 1
+├── UserError             exit code 2: the user can mend it; carries every problem found, not just the first
+│   ├── RecipeError       the recipe, an override, a combination that the mathematics forbids
+│   ├── DataError         a data file or a row
+│   ├── ModelError        a model folder, a tokenizer, weights that cannot be trained
+│   ├── RunError          a run folder: in use, finished, torn; a disk that is full or read-only
+│   └── MissingExtra      an optional library that is not installed
+├── Failure               exit code 1: the run broke although the input was fine
+│   ├── NonFiniteError    a loss or gradient is not a finite number; raised before the weights change
+│   ├── FreezeError       a tensor declared frozen moved, or a declared one did not
+│   └── OutOfMemoryError  not even one sequence fits
+└── Interrupted           exit code 130: Ctrl-C; the state is saved and the message says how to go on
 """
 
 from __future__ import annotations
@@ -78,7 +78,10 @@ class MissingExtra(UserError):
 
     def __init__(self, library: str, extra: str, purpose: str) -> None:
         super().__init__(
-            Problem(f"{purpose} needs the library {library}, which is not installed.", remedy=f'pip install "luthier[{extra}]"')
+            Problem(
+                f"{purpose} needs the library {library}, which is not installed.",
+                remedy=f'pip install "luthier[{extra}]"',
+            )
         )
 
 

@@ -3,7 +3,7 @@
 Logits are made in chunks of rows, only at supervised positions, so that a (tokens × vocabulary) matrix never exists.
 For a loss the gradient with respect to the logits is (softmax − one-hot)·weight, known as soon as a chunk's logits are:
 both matrix products of the backward pass are done on the spot, while the chunk is in cache, and nothing is recomputed
-(three products per chunk in all, the minimum; the idea is that of Liger's fused linear cross-entropy, arXiv:2410.10989).
+(three products a chunk in all, the minimum; the idea is that of Liger's fused linear cross-entropy, arXiv:2410.10989).
 
 Shape legend: M supervised positions, C rows of a chunk, H hidden size, V vocabulary.
 """

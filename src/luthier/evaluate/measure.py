@@ -1,4 +1,4 @@
-"""Numbers for the table before and after: held-out loss, task accuracy, sample answers, on the same cases both times."""
+"""Numbers for the table before and after: held-out loss, task accuracy, sample answers, on the same cases."""
 
 from __future__ import annotations
 

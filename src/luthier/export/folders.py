@@ -51,7 +51,9 @@ def export_hf(model: CausalModel, method: Method, out: Path) -> float:
     drift = float(max((before - merged).abs().max(), (before - after).abs().max()))
     if drift > (TOLERANCE if module.dtype == torch.float32 else 0.1):
         shutil.rmtree(out, ignore_errors=True)
-        raise Failure(f"The merged model differs from the trained one by {drift:.4f} nats after reload; nothing was kept.")
+        raise Failure(
+            f"The merged model differs from the trained one by {drift:.4f} nats after reload; nothing was kept."
+        )
     return drift
 
 

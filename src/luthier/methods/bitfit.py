@@ -34,7 +34,9 @@ class BitFit(Method):
     paper: ClassVar[str] = "Ben Zaken et al. 2021, BitFit, arXiv:2106.10199"
     moves: ClassVar[str] = "bias vectors (and, if asked, normalisation weights)"
     typical_share: ClassVar[str] = "0.03 to 0.1 %"
-    when: ClassVar[str] = "Very little memory or storage, small data, models that have biases (GPT-2, GPT-NeoX, Qwen2, BERT)."
+    when: ClassVar[str] = (
+        "Very little memory or storage, small data, models that have biases (GPT-2, GPT-NeoX, Qwen2, BERT)."
+    )
     when_not: ClassVar[str] = "Bias-free families (Llama, Mistral, Qwen3), new knowledge, large shifts of domain."
     zh: ClassVar[dict[str, str]] = {
         "title": "BitFit（仅训练偏置）",

@@ -26,7 +26,9 @@ class Full(Method):
     paper: ClassVar[str] = "Howard & Ruder 2018, Universal Language Model Fine-tuning, arXiv:1801.06146"
     moves: ClassVar[str] = "all parameters"
     typical_share: ClassVar[str] = "100 %"
-    when: ClassVar[str] = "Much data (tens of thousands of good rows), a large change of domain or language, ample memory."
+    when: ClassVar[str] = (
+        "Much data (tens of thousands of good rows), a large change of domain or language, ample memory."
+    )
     when_not: ClassVar[str] = (
         "Few rows (it overfits and forgets), several variants to serve (each is a whole model), little memory."
     )

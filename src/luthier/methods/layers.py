@@ -46,7 +46,9 @@ class Layers(Method):
     paper: ClassVar[str] = "Lee et al. 2022, Surgical Fine-Tuning, arXiv:2210.11466"
     moves: ClassVar[str] = "the chosen groups"
     typical_share: ClassVar[str] = "1 to 30 %"
-    when: ClassVar[str] = "A task near the base model's own; less memory than full without any new module; studying layers."
+    when: ClassVar[str] = (
+        "A task near the base model's own; less memory than full without any new module; studying layers."
+    )
     when_not: ClassVar[str] = "Several variants to serve, or a large change of domain that every layer has to follow."
     zh: ClassVar[dict[str, str]] = {
         "title": "选层微调",

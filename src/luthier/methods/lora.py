@@ -45,8 +45,12 @@ class Lora(Method):
     paper: ClassVar[str] = "Hu et al. 2021, LoRA, arXiv:2106.09685"
     moves: ClassVar[str] = "A and B beside each chosen matrix: r · (in + out) numbers"
     typical_share: ClassVar[str] = "0.1 to 2 %"
-    when: ClassVar[str] = "The default: nearly as good as full fine-tuning on most tasks, small files, many variants on one base."
-    when_not: ClassVar[str] = "Continued pre-training on much new knowledge or a new language: full fine-tuning learns more."
+    when: ClassVar[str] = (
+        "The default: nearly as good as full fine-tuning on most tasks, small files, many variants on one base."
+    )
+    when_not: ClassVar[str] = (
+        "Continued pre-training on much new knowledge or a new language: full fine-tuning learns more."
+    )
     zh: ClassVar[dict[str, str]] = {
         "title": "LoRA（低秩适配）",
         "summary": "在冻结的矩阵旁训练低秩更新。",

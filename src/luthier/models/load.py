@@ -32,7 +32,9 @@ def model_folder(name: str, base: Path | None = None) -> str:
     if looks_local:
         beside = Path(name).expanduser().parent
         near = sorted(p.parent.name for p in beside.glob("*/config.json")) if beside.is_dir() else []
-        remedy = f"models there: {', '.join(near)}" if near else "give a folder with a config.json, a hub id, or starter"
+        remedy = (
+            f"models there: {', '.join(near)}" if near else "give a folder with a config.json, a hub id, or starter"
+        )
         raise ModelError(Problem("There is no such model folder.", where=name, remedy=remedy))
     return name
 
@@ -247,7 +249,9 @@ def _load_error(what: str, where: str, error: Exception) -> ModelError:
             remedy = "the model brings its own code; if you trust it, set model.trust_remote_code=true"
     else:
         remedy = "check the name; offline, give a folder instead of a hub id"
-    return ModelError(Problem(f"The {what} cannot be loaded ({type(error).__name__}: {first[:300]}).", where=where, remedy=remedy))
+    return ModelError(
+        Problem(f"The {what} cannot be loaded ({type(error).__name__}: {first[:300]}).", where=where, remedy=remedy)
+    )
 
 
 def _some(names: object) -> str:

@@ -127,7 +127,9 @@ def render_stage(recipe: Recipe, model: CausalModel, data: StageData, run: RunDi
     return data
 
 
-def render(recipe: Recipe, model: CausalModel, records: Sequence[Record], form: Literal["text", "conversation"]) -> Rendered:
+def render(
+    recipe: Recipe, model: CausalModel, records: Sequence[Record], form: Literal["text", "conversation"]
+) -> Rendered:
     """Render records as the recipe says; the one call that training and measuring share."""
     from luthier.data.render import Renderer
 

@@ -50,7 +50,9 @@ def resume(path: Path, screen: Screen) -> RunDir:
     base = Path(kept["base"]) if kept.get("base") else None
     if run.report.is_file() and json.loads(run.report.read_text(encoding="utf-8")).get("status") == "finished":
         raise RunError(
-            Problem("This run is finished; there is nothing to resume.", str(path), f"see it with `luthier show {path}`")
+            Problem(
+                "This run is finished; there is nothing to resume.", str(path), f"see it with `luthier show {path}`"
+            )
         )
     recipe = parse_recipe(kept["recipe"], base=base)
     screen.fact("run", str(run.path))
@@ -98,7 +100,9 @@ def _new_run(recipe: Recipe) -> RunDir:
         holds_run = (path / "resolved.json").is_file()
         remedy = f"go on with it: luthier resume {path}; or " if holds_run else ""
         raise RunError(
-            Problem("The run folder exists already and is not empty.", str(path), f"{remedy}choose another with run=PATH")
+            Problem(
+                "The run folder exists already and is not empty.", str(path), f"{remedy}choose another with run=PATH"
+            )
         )
     run = RunDir(path)
     try:

@@ -27,7 +27,9 @@ OPTIMIZER = "optimizer.safetensors"
 STATE = "trainer_state.json"
 
 
-def save_checkpoint(engine: Engine, stage: StageDir, extra: dict[str, object], keep: int, resumable: bool = True) -> Path:
+def save_checkpoint(
+    engine: Engine, stage: StageDir, extra: dict[str, object], keep: int, resumable: bool = True
+) -> Path:
     """Write the checkpoint of the current step and delete the oldest beyond `keep` (never the best).
 
     Args:
