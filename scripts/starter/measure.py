@@ -44,13 +44,13 @@ def bits_per_byte(
 def continue_text(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ids: list[int], max_new_tokens: int
 ) -> str:
-    """Sample a continuation of the token ids with the model's own generation settings; return it with the prompt."""
+    """Sample a continuation of the token ids, at temperature 0.7 and top-p 0.95."""
     window = torch.tensor([ids])
     mask = torch.ones_like(window)
     out = model.generate(
         window, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=True, temperature=0.7, top_p=0.95
     )
-    return tokenizer.decode(out[0], skip_special_tokens=True)
+    return tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True)
 
 
 def main() -> None:
@@ -71,12 +71,12 @@ def main() -> None:
     print(f"{len(stories)} stories: {bits:.3f} bits per byte, perplexity {perplexity:.2f} per token")
     for prompt in PROMPTS[: arguments.samples]:
         ids = [start_token(tokenizer), *tokenizer(prompt, add_special_tokens=False)["input_ids"]]
-        print(f"--- {continue_text(model, tokenizer, ids, 200)}")
+        print(f"--- {prompt}{continue_text(model, tokenizer, ids, 200)}")
     if tokenizer.chat_template:
         for request in ("Tell me a story about a cat.", "给我讲一个小狗的故事。")[: arguments.samples]:
             talk = [{"role": "user", "content": request}]
             ids = tokenizer.apply_chat_template(talk, add_generation_prompt=True, return_dict=True)["input_ids"]
-            print(f"--- {continue_text(model, tokenizer, ids, 200)}")
+            print(f"--- [{request}] {continue_text(model, tokenizer, ids, 200)}")
 
 
 if __name__ == "__main__":
