@@ -27,6 +27,12 @@ def number(value: float, digits: int = 4) -> str:
     return _minus(f"{value:,.{decimals}f}")
 
 
+def setting(value: float) -> str:
+    """Return a number that somebody chose, as they would write it: `0.001`, `2e-4`."""
+    text = number(value)
+    return text if "e" in text or "." not in text else text.rstrip("0").rstrip(".")
+
+
 def count(value: float) -> str:
     """Return a number of things: exact below 10,000, then in k, M, B, T with three digits."""
     for start, size, letter in _MAGNITUDES:

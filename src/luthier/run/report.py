@@ -21,7 +21,7 @@ from luthier import __version__
 from luthier.core.rundir import RunDir, StageDir, write_atomic
 from luthier.run import facts
 from luthier.run.charts import charts
-from luthier.run.summary import Comparison, RunSummary, StageSummary, mapping, read_run
+from luthier.run.summary import Comparison, StageSummary, mapping, read_run
 
 _TEXT_CHARACTERS = 3_000
 _SAMPLE_BYTES = 250_000
@@ -94,7 +94,7 @@ def write_report(run: RunDir) -> Path:
         tiles=facts.tiles(summary),
         stages=[_stage_view(s) for s in summary.stages],
         samples_open=_SAMPLES_OPEN,
-        warnings=_warnings(summary),
+        warnings=summary.warnings,
         data=facts.data_facts(summary),
         tokens=facts.token_shares(summary),
         lengths=facts.length_histogram(summary),
@@ -119,7 +119,7 @@ def language_of(text: str) -> str:
 
 
 def _stage_view(stage: StageSummary) -> StageView:
-    samples, left_out = _samples(stage.folder)
+    samples, left_out = read_samples(stage.folder)
     return StageView(
         name=stage.name,
         rows=[(c, _bars(c)) for c in stage.comparisons],
@@ -137,7 +137,7 @@ def _bars(row: Comparison) -> Bars:
     return Bars(before, after)
 
 
-def _samples(stage: StageDir) -> tuple[list[Sample], int]:
+def read_samples(stage: StageDir) -> tuple[list[Sample], int]:
     """Return the samples that fit into the page's budget, and how many more the file has."""
     found: list[Sample] = []
     left_out, used = 0, 0
@@ -172,12 +172,6 @@ def _passage(value: object) -> Passage | None:
         value = "\n\n".join(f"{m.get('role', '')}: {m.get('content', '')}" for m in turns)
     text = str(value)
     return Passage(text[:_TEXT_CHARACTERS], max(0, len(text) - _TEXT_CHARACTERS))
-
-
-def _warnings(run: RunSummary) -> list[str]:
-    said = run.report.get("warnings")
-    warnings = [str(w) for w in said] if isinstance(said, list) else []
-    return warnings + [f"{name} is torn and was left out of this page." for name in run.unreadable]
 
 
 def _read(path: Path) -> str:

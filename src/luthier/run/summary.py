@@ -185,6 +185,13 @@ class RunSummary:
         return staged or compare(mapping(self.report.get("eval")))
 
     @property
+    def warnings(self) -> list[str]:
+        """What the run warned of, and the files of the folder that cannot be read."""
+        said = self.report.get("warnings")
+        torn = [f"{name} is torn; what it held is missing here." for name in self.unreadable]
+        return [*(str(w) for w in said), *torn] if isinstance(said, list) else torn
+
+    @property
     def status_text(self) -> str:
         """The state in one line, with what is left to do."""
         total = self.total_steps
