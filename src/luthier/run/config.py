@@ -263,10 +263,7 @@ class Recipe(BaseModel):
         """Return the recipe with everything decided that depends on nothing but itself."""
         rate = self.learning_rate if self.learning_rate is not None else self.method.default_learning_rate
         final = self.final_checkpoint or ("best" if self.early_stopping else "last")
-        update: dict[str, object] = {"learning_rate": rate}
-        if self.has_eval_data:
-            update["final_checkpoint"] = final
-        return self.model_copy(update=update)
+        return self.model_copy(update={"learning_rate": rate, "final_checkpoint": final})
 
     def dump(self) -> dict[str, object]:
         """Return all that has an effect, as plain values; `parse_recipe` makes an equal recipe of them."""
