@@ -89,7 +89,7 @@ def nice_ticks(low: float, high: float, about: int = 5) -> list[float]:
     first = math.ceil(low / step - 1e-9)
     last = math.floor(high / step + 1e-9)
     # Rounded to the step's own precision: 3 * 0.1 must read 0.3.
-    return [float(f"{k * step:.12g}") for k in range(first, last + 1)]
+    return [round(k * step, 3 - math.floor(math.log10(step))) for k in range(first, last + 1)]
 
 
 def log_ticks(low: float, high: float, about: int = 6) -> list[float]:

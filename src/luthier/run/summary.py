@@ -198,7 +198,7 @@ class RunSummary:
         of = f" of {count(total)}" if total and total != self.last_step else ""
         at = f"step {count(self.last_step)}{of}"
         return {
-            "finished": f"finished after {count(self.last_step)} steps",
+            "finished": f"finished after {count(self.last_step)} step{'s' * (self.last_step != 1)}",
             "running": f"running, {at}",
             "interrupted": f"interrupted at {at}",
             "failed": f"failed at {at}",
@@ -271,7 +271,7 @@ def read_curves(stage: StageDir) -> dict[str, Curve]:
     values: dict[str, list[float]] = {}
     last = -math.inf
     for row in stage.read_metrics():
-        step = row.get("step")
+        step = mapping(row).get("step")
         if not isinstance(step, int | float):
             continue
         if step <= last:
@@ -338,11 +338,12 @@ def _forget_from(step: float, steps: dict[str, list[float]], values: dict[str, l
 def _noise(metric: str, before: float | None, after: float | None, n: int | None) -> float | None:
     """Return half the 95% interval of a difference of shares, as if the two had been measured on different rows.
 
-    The rows are the same, so the true interval is narrower: what is called better here is better.
+    The rows are the same, so the true interval is narrower: what is called better here is better. By Agresti and Caffo
+    2000 (one success and one failure added to each), which holds for shares of 0 and 1 and for a handful of rows, too.
     """
     if metric not in _SHARES or before is None or after is None or not n:
         return None
-    # A share of 0 or 1 has no variance by the plain formula; Agresti and Coull's two added successes and failures
-    # keep the interval honest there.
-    shares = [(p * n + 2) / (n + 4) for p in (before, after)]
-    return 1.96 * math.sqrt(sum(p * (1 - p) / (n + 4) for p in shares))
+    shares = [(p * n + 1) / (n + 2) for p in (before, after)]
+    half = 1.96 * math.sqrt(sum(p * (1 - p) / (n + 2) for p in shares))
+    # Their interval is around the difference of the added-to shares, which is n / (n + 2) of the one shown.
+    return half * (n + 2) / n
