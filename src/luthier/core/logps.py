@@ -30,7 +30,7 @@ class Head:
         bias_V: (V,) or None.
         scale: factor on the logits (Cohere multiplies, Granite divides).
         softcap: c in c·tanh(logits/c) (Gemma 2), or None.
-        project: the model's own projection (C, H) → (C, V) logits, for heads that are no plain matrix; None otherwise.
+        project: the model's own h·Wᵀ + b, (C, H) → (C, V), for heads that are no plain matrix; None otherwise.
     """
 
     weight_VH: Tensor
@@ -42,23 +42,31 @@ class Head:
     def logits(self, hidden_CH: Tensor) -> Tensor:
         """Return float32 logits (C, V); differentiable. For sampling and for heads with a projection of their own."""
         if self.project is not None:
-            return self.project(hidden_CH).float()
-        logits_CV = torch.nn.functional.linear(hidden_CH, self.weight_VH.to(hidden_CH.dtype), self.bias_V).float()
-        return _shape_logits(logits_CV, self)[0]
+            logits_CV = self.project(hidden_CH)
+        else:
+            logits_CV = torch.nn.functional.linear(hidden_CH, self.weight_VH.to(hidden_CH.dtype), self.bias_V)
+        return _shape_logits(logits_CV.float(), self)[0]
 
 
 def nll_sum(hidden_MH: Tensor, head: Head, targets_M: Tensor, weights_M: Tensor) -> Tensor:
     """Return Σ wᵢ·(−log p(targetᵢ)), a float32 scalar, differentiable in hidden states and head."""
     if head.project is not None:
         return -(_projected_logps(hidden_MH, head, targets_M) * weights_M).sum()
-    return _NllSum.apply(hidden_MH, head.weight_VH, head.bias_V, targets_M, weights_M, head)
+    return _NllSum.apply(hidden_MH, *_head_tensors(head), targets_M, weights_M, head)
 
 
 def logps(hidden_MH: Tensor, head: Head, targets_M: Tensor) -> Tensor:
     """Return log p(targetᵢ), (M,) float32, differentiable in hidden states and head."""
     if head.project is not None:
         return _projected_logps(hidden_MH, head, targets_M)
-    return _Logps.apply(hidden_MH, head.weight_VH, head.bias_V, targets_M, head)
+    return _Logps.apply(hidden_MH, *_head_tensors(head), targets_M, head)
+
+
+def _head_tensors(head: Head) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias; detached under no_grad, where an autograd function would still take them for trained."""
+    if torch.is_grad_enabled():
+        return head.weight_VH, head.bias_V
+    return head.weight_VH.detach(), None if head.bias_V is None else head.bias_V.detach()
 
 
 def _projected_logps(hidden_MH: Tensor, head: Head, targets_M: Tensor) -> Tensor:
@@ -156,6 +164,8 @@ class _NllSum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, upstream):  # type: ignore[override]
+        if ctx.grads is None:
+            raise RuntimeError("nll_sum can be differentiated only once; use logps where a second pass is needed")
         grads = [g if g is None else g.mul_(upstream) for g in ctx.grads]
         ctx.grads = None  # freed at once: the head's gradient can be the largest tensor of the step
         return *grads, None, None, None

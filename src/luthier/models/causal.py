@@ -124,28 +124,20 @@ class CausalModel:
 
 
 def find_head(module: PreTrainedModel, plain: bool = True) -> Head:
-    """Return the head of a model, read from its output embeddings and config."""
+    """Return the head of a model, read from its output embeddings and config.
+
+    With `plain` false, or for a layer of a kind of its own (adapted, quantised), the layer itself makes the logits.
+    """
     layer = module.get_output_embeddings()
     config = module.config.get_text_config()
-    weight = layer.weight
-    if not plain or type(layer) is not nn.Linear:
-        return Head(weight, project=lambda hidden: _own_projection(module, layer, hidden))
     scale = float(getattr(config, "logit_scale", None) or 1.0)
     divisor = getattr(config, "logits_scaling", None)
     if divisor:
         scale /= float(divisor)
-    return Head(weight, layer.bias, scale=scale, softcap=getattr(config, "final_logit_softcapping", None))
-
-
-def _own_projection(module: PreTrainedModel, layer: nn.Module, hidden_CH: Tensor) -> Tensor:
-    """Logits by the head layer itself (it may be adapted), with the config's scale and cap."""
-    plain = find_head(module) if type(layer) is nn.Linear else None
-    logits_CV = layer(hidden_CH)
-    config = module.config.get_text_config()
-    if plain is not None and (plain.scale != 1.0):
-        logits_CV = logits_CV * plain.scale
-    cap = getattr(config, "final_logit_softcapping", None)
-    return torch.tanh(logits_CV / cap) * cap if cap else logits_CV
+    softcap = getattr(config, "final_logit_softcapping", None)
+    if not plain or type(layer) is not nn.Linear:
+        return Head(layer.weight, scale=scale, softcap=softcap, project=layer)
+    return Head(layer.weight, layer.bias, scale=scale, softcap=softcap)
 
 
 def probe(model: CausalModel) -> None:
