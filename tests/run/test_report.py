@@ -187,7 +187,8 @@ def test_two_hundred_thousand_steps_weigh_no_more_than_two_thousand(tmp_path):
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 19, 25])
 def test_short_runs_give_whole_pages(tmp_path, steps):
-    assert f"Finished after {steps} step{'s' if steps > 1 else ''} run" in page_of(make_run(tmp_path / "run", steps)).text
+    words = f"Finished after {steps} step{'s' if steps > 1 else ''} run"
+    assert words in page_of(make_run(tmp_path / "run", steps)).text
 
 
 def test_infinite_and_missing_losses_are_left_out_of_the_curve(tmp_path):

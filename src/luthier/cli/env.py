@@ -25,7 +25,7 @@ _MARKS: dict[Outcome, Cell] = {
     "missing": ("–", "dim"),
     "broken": ("✗", "red"),
 }
-_PURPOSES = {
+PURPOSES = {
     "data": "read Parquet, Arrow and data sets of the hub",
     "tensorboard": "log_to: tensorboard",
     "wandb": "log_to: wandb",
@@ -80,7 +80,7 @@ def extras() -> list[Extra]:
             groups.setdefault(found[2], []).append(found[1])
     return [
         Extra(
-            name, _PURPOSES.get(name, name), tuple(libraries), tuple(lib for lib in libraries if not _is_installed(lib))
+            name, PURPOSES.get(name, name), tuple(libraries), tuple(lib for lib in libraries if not _is_installed(lib))
         )
         for name, libraries in groups.items()
     ]
