@@ -131,7 +131,7 @@ def test_cards_are_given_to_programs(capsys):
 
 
 def test_an_unknown_method_names_its_neighbour():
-    with pytest.raises(RecipeError, match='There is no method "lroa". Did you mean "lora"?') as caught:
+    with pytest.raises(RecipeError, match=r'There is no method "lroa"\. Did you mean "lora"\?') as caught:
         methods.run("lroa")
     assert "choose one of: " in str(caught.value)
 
