@@ -1,0 +1,38 @@
+"""Fixtures that every test may use."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with real data and small real models; tests that need it are skipped where it is missing."""
+    folder = Path(os.environ.get("LUTHIER_SHARED") or Path(__file__).parents[2] / "shared")
+    if not (folder / "models").is_dir():
+        reason = f"no shared data at {folder}; set LUTHIER_SHARED to the folder that holds models/ and data/"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def family_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Return a function that gives the folder of a tiny model, written once in a session."""
+    import families
+
+    home = tmp_path_factory.mktemp("families")
+
+    def folder(name: str) -> Path:
+        if not (home / name).is_dir():
+            families.write(name, home / name)
+        return home / name
+
+    return folder
