@@ -1,7 +1,8 @@
-"""Text to tokens with their places in the text, cut so that a prompt's tokens are exactly those that chat would send."""
+"""Text to tokens with their places in it, cut so that a prompt's tokens are exactly those that chat would send."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 # A continuation is encoded behind one of these and the anchor's own tokens are taken off again: tokenizers of the
 # SentencePiece kind would otherwise put a space before it.
 ANCHORS = ("\n", "a", ".", "。", "0", "\t", "é", "<")
+Bounds = Sequence[tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,15 @@ class Tokens:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def between(self, start: int, end: int) -> tuple[int, int]:
+        """Return the tokens [first, stop) that hold any of the characters [start, end)."""
+        first = int(np.searchsorted(self.ends, start, side="right"))
+        return first, max(first, int(np.searchsorted(self.starts, end, side="left")))
+
+    def text(self, whole: str, position: int) -> str:
+        """Return the characters of one token."""
+        return whole[self.starts[position] : self.ends[position]]
 
 
 def require_offsets(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -61,23 +72,33 @@ def _tokens(ids: Sequence[int], offsets: Sequence[tuple[int, int]]) -> Tokens:
     return Tokens(np.array(ids, dtype=np.int32), table[:, 0], table[:, 1])
 
 
-def encode_with_cuts(
-    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], cuts: Sequence[Sequence[int]]
-) -> list[Tokens]:
-    """Return the tokens of each text such that a token begins at each of its cuts.
+def lost_characters(tokens: Tokens, text: str) -> int:
+    """Return how many characters no token stands for, white space aside: some tokenizers drop what they do not know."""
+    starts = np.append(tokens.starts, len(text))
+    reached = np.maximum.accumulate(np.append(0, tokens.ends))
+    gaps = np.flatnonzero(starts > reached)
+    return sum(len("".join(text[reached[g] : starts[g]].split())) for g in gaps)
 
-    A cut that falls inside a token, or whose left side alone would be tokenised otherwise, is made by force: the sides are
-    encoded apart. So the tokens up to a cut are those of the text up to it.
+
+def encode_with_cuts(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], bounds: Sequence[Bounds]
+) -> list[Tokens]:
+    """Return the tokens of each text such that a token begins where each of its spans begins.
+
+    A cut that falls inside a token, or whose left side alone would be tokenised otherwise, is made by force: the sides
+    are encoded apart. So the tokens up to a span are those of the text up to it. Where the tokenizer loses characters
+    its offsets are wrong behind the loss, and both ends of every span are cut.
     """
     whole = encode(tokenizer, texts)
-    suspects = [i for i, text in enumerate(texts) if any(_may_differ(whole[i], text, cut) for cut in cuts[i])]
-    lefts = encode(tokenizer, [texts[i][:cut] for i in suspects for cut in cuts[i]])
-    taken = 0
-    for i in suspects:
-        sides, taken = lefts[taken : taken + len(cuts[i])], taken + len(cuts[i])
-        forced = [cut for cut, side in zip(cuts[i], sides) if not _begins_with(whole[i], side)]
-        if forced:
-            whole[i] = _encode_apart(tokenizer, texts[i], forced)
+    suspects = [i for i, text in enumerate(texts) if any(_may_differ(whole[i], text, start) for start, _ in bounds[i])]
+    lefts = iter(encode(tokenizer, [texts[i][:start] for i in suspects for start, _ in bounds[i]]))
+    forced = {i: {start for start, _ in bounds[i] if not _begins_with(whole[i], next(lefts))} for i in suspects}
+    for i, text in enumerate(texts):
+        cuts = forced.get(i, set())
+        if bounds[i] and lost_characters(whole[i], text):
+            cuts = {place for span in bounds[i] for place in span}
+        if cuts:
+            whole[i] = _encode_apart(tokenizer, text, sorted(cuts))
     return whole
 
 
@@ -99,24 +120,19 @@ def _begins_with(tokens: Tokens, left: Tokens) -> bool:
 
 
 def _encode_apart(tokenizer: PreTrainedTokenizerBase, text: str, cuts: Sequence[int]) -> Tokens:
-    borders = [0, *cuts, len(text)]
     parts = []
-    for left, right in zip(borders, borders[1:]):
-        piece = text[left:right]
-        if piece:
-            part = encode(tokenizer, [piece])[0] if left == 0 else _continuation(tokenizer, piece)
-            parts.append(Tokens(part.ids, part.starts + left, part.ends + left))
+    for left, right in itertools.pairwise(sorted({0, *cuts, len(text)})):
+        part = encode(tokenizer, [text[left:right]])[0] if left == 0 else _continuation(tokenizer, text[left:right])
+        parts.append(Tokens(part.ids, part.starts + left, part.ends + left))
     return Tokens(*(np.concatenate([getattr(p, name) for p in parts]) for name in ("ids", "starts", "ends")))
 
 
 def _continuation(tokenizer: PreTrainedTokenizerBase, piece: str) -> Tokens:
+    """Encode a piece as it stands in the middle of a text."""
     for anchor in ANCHORS:
         alone, both = encode(tokenizer, [anchor, anchor + piece])
-        if (
-            len(alone)
-            and _begins_with(both, alone)
-            and both.starts[len(alone) :].min(initial=len(anchor)) >= len(anchor)
-        ):
-            n = len(alone)
-            return Tokens(both.ids[n:], both.starts[n:] - len(anchor), both.ends[n:] - len(anchor))
+        size = len(anchor)
+        if len(alone) and _begins_with(both, alone) and both.starts[len(alone) :].min(initial=size) >= size:
+            rest = slice(len(alone), None)
+            return Tokens(both.ids[rest], both.starts[rest] - size, both.ends[rest] - size)
     return encode(tokenizer, [piece])[0]

@@ -1,21 +1,17 @@
-"""Recognise how rows are written, without being told, and turn each into a record or into a problem that can be mended.
+"""Recognise how rows are written, without being told.
 
 A shape is a set of fields with the column names they usually have. Recognition looks at the columns of the first rows;
-every row is then checked against what was recognised. Columns that play no part are named in the summary.
+every row is then checked against what was recognised (`convert`). Columns that play no part are named in the summary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from luthier.core.errors import DataError, Problem, did_you_mean
 from luthier.data import turns
-from luthier.data.problems import ProblemLog
 from luthier.data.readers import Row
-from luthier.data.records import Conversation, PromptAnswer, Record, Text
-
-REMOVE = "fill it in or remove the row"
 
 
 @dataclass(frozen=True)
@@ -32,6 +28,11 @@ class Shape:
     fields: Mapping[str, tuple[str, ...]]
     optional: Mapping[str, tuple[str, ...]]
     example: str
+
+    @property
+    def parts(self) -> set[str]:
+        """The names that `columns` may map."""
+        return {*self.fields, *self.optional}
 
 
 CHAT_COLUMNS = ("messages", "conversations", "conversation", "dialogue", "dialog")
@@ -77,7 +78,9 @@ PAIRS = (
 )
 LABELS = ("label", "labels", "class", "sentiment")
 LABELLED_TEXTS = ("text", "sentence", "review", "message", "content", "messages", "prompt")
-BY_NAME = {shape.name: shape for shape in SHAPES}
+BY_NAME = {shape.name: shape for shape in SHAPES} | {"sharegpt": SHAPES[0]}
+EXAMPLES = {name: shape.example for name, shape in BY_NAME.items()}
+LONG_NAME = 40
 
 
 @dataclass(frozen=True)
@@ -110,37 +113,39 @@ def recognise(rows: Sequence[Row], mapping: Mapping[str, str | int], forced: str
     """
     present = columns_of(rows)
     wanted = {field: str(column) for field, column in mapping.items()}
-    _check_mapping(wanted, present, forced, where)
+    shapes = SHAPES if forced == "auto" else (BY_NAME[forced],)
+    _check_mapping(wanted, present, shapes, where)
     if not wanted and forced == "auto":
         _refuse_other_objectives(present, where)
-    if forced != "auto":
-        shapes = [BY_NAME["messages" if forced == "sharegpt" else forced]]
-    else:
-        shapes = [s for s in SHAPES if set(wanted) <= {*s.fields, *s.optional}]
     for shape in shapes:
-        columns = _fit(shape, present, wanted)
+        columns = _fit(shape, present, wanted) if set(wanted) <= shape.parts else None
         if columns is not None and (forced != "auto" or wanted or _looks_right(shape, columns, rows)):
             return _format(shape, columns, present, rows)
-    raise DataError(_unrecognised(present, rows, forced, wanted, where))
+    if forced != "auto":
+        raise DataError(_does_not_fit(BY_NAME[forced], forced, _listed(rows, present), wanted, where))
+    raise DataError(_unrecognised(rows, present, where))
 
 
 def _fit(shape: Shape, present: Sequence[str], wanted: Mapping[str, str]) -> dict[str, str] | None:
+    """Return field → column when every required field has one. Capital letters do not matter."""
     usual = dict(shape.fields) | dict(shape.optional)
+    actual = {name.lower(): name for name in reversed(present)}
     if shape.name == "flan" and not {"prompt", "answer"} <= set(wanted):
-        pair = next((p for p in PAIRS if _pair_fits(p, present, wanted)), None)
+        pair = next((p for p in PAIRS if _pair_fits(p, actual, wanted)), None)
         if pair is None:
             return None
         usual |= {"prompt": (pair[0],), "answer": (pair[1],)}
+    taken = set(wanted.values())
     columns = {}
     for field, names in usual.items():
-        column = wanted.get(field) or next((n for n in names if n in present and n not in wanted.values()), None)
+        column = wanted.get(field) or next((actual[n] for n in names if n in actual and actual[n] not in taken), None)
         if column is not None:
             columns[field] = column
     return columns if set(shape.fields) <= set(columns) else None
 
 
-def _pair_fits(pair: tuple[str, str], present: Sequence[str], wanted: Mapping[str, str]) -> bool:
-    return all(field in wanted or column in present for field, column in zip(("prompt", "answer"), pair))
+def _pair_fits(pair: tuple[str, str], actual: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
+    return all(field in wanted or column in actual for field, column in zip(("prompt", "answer"), pair))
 
 
 def _looks_right(shape: Shape, columns: Mapping[str, str], rows: Sequence[Row]) -> bool:
@@ -163,28 +168,19 @@ def _format(shape: Shape, columns: dict[str, str], present: Sequence[str], rows:
     return Format(name, columns, tuple(c for c in present if c not in columns.values()), why)
 
 
-def _check_mapping(wanted: Mapping[str, str], present: Sequence[str], forced: str, where: str) -> None:
-    shapes = SHAPES if forced == "auto" else [BY_NAME["messages" if forced == "sharegpt" else forced]]
-    known = sorted({f for s in shapes for f in (*s.fields, *s.optional)})
+def _check_mapping(wanted: Mapping[str, str], present: Sequence[str], shapes: Sequence[Shape], where: str) -> None:
+    known = sorted({part for shape in shapes for part in shape.parts})
     problems = []
     for field, column in wanted.items():
         if field not in known:
-            remedy = f"choose among: {', '.join(known)}"
-            problems.append(
-                Problem(
-                    f'"columns" maps an unknown part "{field}".{did_you_mean(field, known)}', "data.columns", remedy
-                )
-            )
+            what = f'"columns" maps an unknown part "{field}".{did_you_mean(field, known)}'
+            problems.append(Problem(what, "data.columns", f"choose among: {', '.join(known)}"))
         if column not in present:
-            near = did_you_mean(column, present)
-            problems.append(
-                Problem(
-                    f'There is no column "{column}" for "{field}".{near}', where, f"columns found: {', '.join(present)}"
-                )
-            )
-    if not problems and not any(set(wanted) <= {*s.fields, *s.optional} for s in shapes):
-        parts = "; ".join(f"{s.name}: {', '.join([*s.fields, *s.optional])}" for s in shapes)
+            what = f'There is no column "{column}" for "{field}".{did_you_mean(column, present)}'
+            problems.append(Problem(what, where, f"columns found: {', '.join(_short(c) for c in present)}"))
+    if not problems and not any(set(wanted) <= shape.parts for shape in shapes):
         what = f'"columns" mixes parts that do not belong together: {", ".join(wanted)}.'
+        parts = "; ".join(f"{s.name}: {', '.join([*s.fields, *s.optional])}" for s in shapes)
         problems.append(Problem(what, "data.columns", f"take the parts of one format: {parts}"))
     if problems:
         raise DataError(*problems)
@@ -194,156 +190,60 @@ def _refuse_other_objectives(present: Sequence[str], where: str) -> None:
     """Refuse rows made for preference learning or classification, which sft and lm cannot use as they are."""
     for good, bad in (("chosen", "rejected"), ("chosen_messages", "rejected_messages")):
         if good in present and bad in present:
-            raise DataError(
-                Problem(
-                    f'These are preference pairs (columns "{good}" and "{bad}"), which the objectives sft and lm cannot use.',
-                    where,
-                    f'to train on the better answers only, make rows of prompt and answer from "{good}"'
-                    + (f": columns: {{prompt: prompt, answer: {good}}}" if "prompt" in present else ""),
-                )
-            )
+            what = f'These are preference pairs (columns "{good}" and "{bad}"), which sft and lm cannot use.'
+            remedy = f'to train on the better answers only, write rows of prompt and answer from "{good}"'
+            if "prompt" in present:
+                remedy = f"to train on the better answers only: columns: {{prompt: prompt, answer: {good}}}"
+            raise DataError(Problem(what, where, remedy))
     label = next((c for c in LABELS if c in present), None)
     text = next((c for c in LABELLED_TEXTS if c in present), None)
-    has_answer = any(set(pair) <= set(present) for pair in PAIRS)
-    if label and text and not has_answer and "instruction" not in present:
-        as_chat = text in CHAT_COLUMNS
-        remedy = (
-            f"to train on the conversations whatever their label: format: messages"
-            if as_chat
-            else (
-                f"to learn to write the label: columns: {{prompt: {text}, answer: {label}}}; to learn the texts: columns: {{text: {text}}}"
-            )
-        )
-        raise DataError(
-            Problem(
-                f'These are labelled rows (columns "{text}" and "{label}"), which the objectives sft and lm cannot use.',
-                where,
-                remedy,
-            )
-        )
+    has_answer = any(set(pair) <= set(present) for pair in PAIRS) or "instruction" in present
+    if label and text and not has_answer:
+        what = f'These are labelled rows (columns "{text}" and "{label}"), which sft and lm cannot use.'
+        remedy = f"to learn to write the label: columns: {{prompt: {text}, answer: {label}}}; "
+        remedy += f"to learn the texts: columns: {{text: {text}}}"
+        if text in CHAT_COLUMNS:
+            remedy = "to train on the conversations whatever their label: format: messages"
+        raise DataError(Problem(what, where, remedy))
 
 
-def _unrecognised(
-    present: Sequence[str], rows: Sequence[Row], forced: str, wanted: Mapping[str, str], where: str
-) -> Problem:
+def _short(name: str) -> str:
+    return name if len(name) <= LONG_NAME else name[: LONG_NAME - 1] + "…"
+
+
+def _listed(rows: Sequence[Row], present: Sequence[str]) -> str:
+    """Return the columns with what they hold."""
     kinds = {c: next((turns.kind_of(r.value[c]) for r in rows if r.value.get(c) is not None), "null") for c in present}
-    listed = ", ".join(f'"{c[:40]}{"…" if len(c) > 40 else ""}" ({kinds[c]})' for c in present[:20]) or "none"
-    shape = BY_NAME.get("messages" if forced == "sharegpt" else forced)
-    if shape is not None:
-        need = [f for f in shape.fields if f not in wanted]
-        expected = f"Format {forced} needs {', '.join(shape.fields)}: {shape.example}. Columns found: {listed}."
-        missing = ", ".join(f"{f}: COLUMN" for f in need)
-        return Problem(expected, where, f"say which column is which: columns: {{{missing}}}; or leave format out")
-    texts = [c for c in present if kinds[c] == "a string"]
-    if present and texts and all(" " in c or c == "column 1" or len(c) > 30 or c.isdigit() for c in present):
+    more = f" and {len(present) - 20} more" if len(present) > 20 else ""
+    return ", ".join(f'"{_short(c)}" ({kinds[c]})' for c in present[:20]) + more or "none"
+
+
+def _does_not_fit(shape: Shape, forced: str, listed: str, wanted: Mapping[str, str], where: str) -> Problem:
+    missing = ", ".join(f"{field}: COLUMN" for field in shape.fields if field not in wanted)
+    what = f"Format {forced} needs {', '.join(shape.fields)}, like {shape.example}. Columns found: {listed}."
+    return Problem(what, where, f"say which column is which: columns: {{{missing}}}; or leave format out")
+
+
+def _unrecognised(rows: Sequence[Row], present: Sequence[str], where: str) -> Problem:
+    longest = sorted((c for c in present if _text_length(rows, c)), key=lambda c: -_text_length(rows, c))[:2]
+    pair = [c for c in present if c in longest]
+    if any(len(c) > LONG_NAME or c.count(" ") > 2 for c in present):
         positions = "{prompt: 1, answer: 2}" if len(present) > 1 else "{text: 1}"
         remedy = f"the first line looks like data; without a header line, give positions: columns: {positions}"
-    elif len(texts) > 1:
-        remedy = f"say which column is which, for example columns: {{prompt: {texts[0]}, answer: {texts[1]}}} or columns: {{text: {texts[0]}}}"
-    elif texts or present:
-        remedy = f"say which column holds the text: columns: {{text: {(texts or list(present))[0]}}}"
+    elif len(pair) == 2:
+        remedy = f"say which column is which, for example columns: {{prompt: {pair[0]}, answer: {pair[1]}}}"
+        remedy += f" or columns: {{text: {longest[0]}}}"
+    elif pair:
+        remedy = f"say which column holds the text: columns: {{text: {pair[0]}}}"
     else:
-        remedy = "give every row named columns"
-    known = "; ".join(s.example for s in SHAPES)
-    return Problem(
-        f"The rows fit no known format. Columns found: {listed}.", where, f"{remedy}. Known formats: {known}"
-    )
+        remedy = "give every row a column of text"
+    known = "; ".join(shape.example for shape in SHAPES)
+    what = f"The rows fit no known format. Columns found: {_listed(rows, present)}."
+    return Problem(what, where, f"{remedy}. Known formats: {known}")
 
 
-# ---- one row --------------------------------------------------------------------------------------------------------
-
-
-def convert(row: Row, form: Format, log: ProblemLog, needs_answer: bool = True) -> Record | None:
-    """Return the row's record, or None after logging what is wrong with it.
-
-    `needs_answer`: a conversation must end with the assistant (sft); language modelling takes any.
-    """
-    make: Mapping[str, Callable[[Row, Format, ProblemLog], Record | None]] = {
-        "alpaca": _instruction,
-        "dolly": _instruction,
-        "flan": _pair,
-        "text": _text,
-    }
-    if form.name in ("messages", "sharegpt"):
-        return _conversation(row, form, log, needs_answer)
-    return make[form.name](row, form, log)
-
-
-def _string(row: Row, form: Format, field: str, log: ProblemLog, required: bool = True) -> str | None:
-    """Return a column's text; None after logging. An optional column may be absent or null."""
-    column = form.columns.get(field)
-    value = row.value.get(column) if column is not None else None
-    if isinstance(value, str):
-        if required and not value.strip():
-            log.add("empty field", f'"{column}" is empty.', row.source, REMOVE)
-            return None
-        return value
-    if value is None and not required:
-        return ""
-    if value is None:
-        state = "is null" if column in row.value else "is missing"
-        log.add("missing field", f'"{column}" {state}; the row has {_named(row)}.', row.source, REMOVE)
-    else:
-        what = f'"{column}" should be a string, got {turns.kind_of(value)}: {turns.shown(value)}.'
-        log.add(
-            "not a string", what, row.source, f"put it in quotes, or map another column: columns: {{{field}: COLUMN}}"
-        )
-    return None
-
-
-def _named(row: Row) -> str:
-    return ", ".join(f'"{c}"' for c in row.value) or "no columns"
-
-
-def _instruction(row: Row, form: Format, log: ProblemLog) -> Record | None:
-    is_dolly = form.name == "dolly"
-    context = _string(row, form, "context" if is_dolly else "input", log, required=False)
-    prompt = _string(row, form, "instruction", log, required=not context)
-    answer = _string(row, form, "response" if is_dolly else "output", log)
-    system = _string(row, form, "system", log, required=False)
-    history = turns.history(row.value.get(form.columns.get("history", "")), row.source, log)
-    if prompt is None or context is None or answer is None or system is None or history is None:
-        return None
-    return PromptAnswer(prompt, answer, context, system, history, is_instruction=True, source=row.source)
-
-
-def _pair(row: Row, form: Format, log: ProblemLog) -> Record | None:
-    question, reply = (row.value.get(form.columns[f]) for f in ("prompt", "answer"))
-    if isinstance(question, list) and isinstance(reply, list):
-        # TRL's conversational prompt-completion rows: two lists of messages.
-        return turns.read([*question, *reply], "", row.source, log, form.columns["prompt"], needs_answer=True)
-    prompt = _string(row, form, "prompt", log)
-    answer = _string(row, form, "answer", log)
-    rationale = _string(row, form, "rationale", log, required=False)
-    system = _string(row, form, "system", log, required=False)
-    if prompt is None or answer is None or rationale is None or system is None:
-        return None
-    if rationale.strip():
-        answer = f"{rationale}\nThe answer is {answer}."
-    return PromptAnswer(prompt, answer, "", system, (), is_instruction=False, source=row.source)
-
-
-def _text(row: Row, form: Format, log: ProblemLog) -> Record | None:
-    value = row.value.get(form.columns["text"])
-    if isinstance(value, list) and value and all(isinstance(v, str) for v in value):
-        return Text("\n".join(value), row.source)
-    text = _string(row, form, "text", log)
-    return None if text is None else Text(text, row.source)
-
-
-def _conversation(row: Row, form: Format, log: ProblemLog, needs_answer: bool) -> Conversation | None:
-    system = _string(row, form, "system", log, required=False)
-    column = form.columns["messages"]
-    value = row.value.get(column)
-    if system is None:
-        return None
-    if not isinstance(value, list):
-        state = "is missing" if column not in row.value else f"should be a list of messages, got {turns.kind_of(value)}"
-        log.add(
-            "messages",
-            f'"{column}" {state}; the row has {_named(row)}.',
-            row.source,
-            f"write {BY_NAME['messages'].example}",
-        )
-        return None
-    return turns.read(value, system, row.source, log, column, needs_answer)
+def _text_length(rows: Sequence[Row], column: str) -> int:
+    """Return how much text a column holds, in strings or in lists of strings."""
+    values = [row.value.get(column) for row in rows]
+    texts = [s for v in values for s in (v if isinstance(v, list) else [v]) if isinstance(s, str)]
+    return sum(len(text) for text in texts)

@@ -13,6 +13,7 @@ from typing import Literal, TypeVar
 
 from luthier.core.errors import DataError, Problem
 from luthier.data import formats, sources
+from luthier.data.convert import convert
 from luthier.data.problems import ProblemLog
 from luthier.data.readers import Row
 from luthier.data.records import Record, Text
@@ -101,7 +102,7 @@ def _read_one(name: str, rows: Iterator[Row], spec: DataSpec, objective: Objecti
     used = set(form.columns.values())
     for row in itertools.chain(head, rows):
         reading.unused.update(column for column, value in row.value.items() if column not in used and value is not None)
-        record = formats.convert(row, form, reading.log, needs_answer=objective == "sft")
+        record = convert(row, form, reading.log, needs_answer=objective == "sft")
         if record is not None:
             reading.records.append(record)
         if spec.limit is not None and len(reading.records) >= spec.limit:

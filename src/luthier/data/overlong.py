@@ -67,7 +67,8 @@ class Overlong:
             truncate += f" and leaves out {self.lose_everything:,} whose answer would be gone"
         raise DataError(
             Problem(
-                f"{self.count:,} {rows} longer than max_length={limit} tokens (the longest has {self.longest:,}): {listed}{more}.",
+                f"{self.count:,} {rows} longer than max_length={limit} tokens"
+                f" (the longest has {self.longest:,}): {listed}{more}.",
                 "max_length",
                 f"raise max_length to {self.longest}; or on_overlong=drop leaves out {self.count:,}; or {truncate}",
             )

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from luthier.data.vocabulary import special_tokens
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -66,14 +68,18 @@ def preview_html(
         body = Markup("".join(_tokens_html(example, pieces)))  # every text in it is escaped where it is made
         trained = f"{example.trained_tokens:,}"
         examples.append(_Shown(index + 1, example.source, f"{len(example):,}", trained, f"{share:.0f}", body))
-    page = Environment(autoescape=True).from_string((files("luthier.data") / "preview.html").read_text(encoding="utf-8"))
+    template = (files("luthier.data") / "preview.html").read_text(encoding="utf-8")
     notes = counts.get("notes")
-    return page.render(
-        title=title,
-        facts=_facts(counts),
-        notes=notes if isinstance(notes, list) else [],
-        examples=examples,
-        total=f"{len(store):,}",
+    return (
+        Environment(autoescape=True)
+        .from_string(template)
+        .render(
+            title=title,
+            facts=_facts(counts),
+            notes=notes if isinstance(notes, list) else [],
+            examples=examples,
+            total=f"{len(store):,}",
+        )
     )
 
 
@@ -96,7 +102,7 @@ class _Pieces:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
-        self.special = frozenset({*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()})
+        self.special = special_tokens(tokenizer)
         # Decoders take a blank off the first token of a text, so every piece is decoded behind another token.
         self._anchor: list[int] = list(tokenizer("a", add_special_tokens=False)["input_ids"])[-1:]
         self._anchor_text = self._decode(self._anchor)
@@ -121,7 +127,7 @@ class _Pieces:
         at = 0
         while at < len(ids):
             if ids[at] in self.special:
-                yield 1, str(self._tokenizer.convert_ids_to_tokens(ids[at]))
+                yield 1, self.special[ids[at]]
                 at += 1
                 continue
             size, text = 1, self._text(ids[at : at + 1])

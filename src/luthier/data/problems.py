@@ -13,7 +13,7 @@ SHOWN_OF_ONE_KIND = 5
 
 @dataclass
 class ProblemLog:
-    """Errors and warnings in the order found. `kind` groups those that have one cause, so that none floods the screen."""
+    """Errors and warnings in the order found. `kind` groups those of one cause, so that none floods the screen."""
 
     errors: list[Problem] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)

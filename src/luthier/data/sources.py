@@ -1,7 +1,7 @@
 """From a path to rows: which files there are, and what kind each one is.
 
-A file's kind is seen from its first bytes; its name only decides between kinds that look alike. Every row knows its file
-and line. What is wrong goes to a ProblemLog, so that one reading finds everything.
+A file's kind is seen from its first bytes; its name only decides between kinds that look alike. Every row knows its
+file and line. What is wrong goes to a ProblemLog, so that one reading finds everything.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from luthier.core.errors import DataError, Problem, did_you_mean
-from luthier.data import readers
+from luthier.data import json_rows, readers, table_rows
 from luthier.data.problems import ProblemLog
 from luthier.data.readers import Row
 
@@ -113,7 +113,7 @@ def _find_in_folder(path: Path) -> Source:
     return Source(data, unused=tuple(p.name for p in found if p not in data))
 
 
-def read_file(path: Path, log: ProblemLog, notes: Notes, options: ReadOptions = ReadOptions()) -> Iterator[Row]:  # noqa: B008
+def read_file(path: Path, log: ProblemLog, notes: Notes, options: ReadOptions) -> Iterator[Row]:
     """Yield the rows of one file. What cannot be read is logged and left out."""
     name = str(path)
     try:
@@ -137,9 +137,9 @@ def read_file(path: Path, log: ProblemLog, notes: Notes, options: ReadOptions = 
         if head.startswith(b"PAR1"):
             yield from readers.read_parquet(path, log)
         elif suffix in (".csv", ".tsv"):
-            yield from readers.read_table(path, log, options.header, tabs=suffix == ".tsv")
+            yield from table_rows.read_table(path, log, options.header, tabs=suffix == ".tsv")
         elif suffix in (".json", ".jsonl", ".ndjson"):
-            yield from readers.read_json(path, log, is_lines=suffix != ".json")
+            yield from json_rows.read_json(path, log, is_lines=suffix != ".json")
         elif suffix == ".txt":
             yield from readers.read_text(path, log)
         elif suffix == ".parquet":
@@ -147,7 +147,7 @@ def read_file(path: Path, log: ProblemLog, notes: Notes, options: ReadOptions = 
                 "kind", "This is not a Parquet file (it does not begin with PAR1).", name, "check how it was written"
             )
         elif head.lstrip()[:1] in (b"{", b"["):
-            yield from readers.read_json(path, log, is_lines=True)
+            yield from json_rows.read_json(path, log, is_lines=True)
         else:
             log.add(
                 "kind", f'Cannot tell what kind of file this is from its ending "{path.suffix}".', name, f"give {KINDS}"

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from luthier.data.records import Conversation, PromptAnswer, conversation
 
@@ -80,18 +80,19 @@ class Chat:
         from jinja2 import TemplateError
         from transformers.utils.chat_template_utils import render_jinja_template
 
+        special: dict[str, Any] = self.tokenizer.special_tokens_map
         try:
             texts, found = render_jinja_template(
                 conversations=[list(turns)],
                 chat_template=self.template,
                 add_generation_prompt=add_generation_prompt,
                 return_assistant_tokens_mask=marks,
-                **self.tokenizer.special_tokens_map,
+                **special,
             )
         except (TemplateError, TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
             # Templates are programs of others; whatever they raise is about this conversation.
             raise TemplateRefusal(f"the chat template refuses it: {error}") from error
-        return texts[0], (found[0] if found else [])
+        return str(texts[0]), [(int(start), int(end)) for start, end in found[0]] if marks else []
 
 
 def answer_spans(chat: Chat, turns: Sequence[Turn], wanted: Mapping[int, float]) -> tuple[str, list[Span]]:

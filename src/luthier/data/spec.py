@@ -18,15 +18,15 @@ class DataSpec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     path: str
-    """A file (JSONL, JSON, CSV, TSV, Parquet, TXT, each also as .gz), a folder of such files or of a saved `datasets` data
-    set, a pattern such as "data/*.jsonl", or "starter:NAME" for data that ship with Luthier. Relative to the recipe."""
+    """A file (JSONL, JSON, CSV, TSV, Parquet, TXT, also as .gz), a folder of such files or one saved by `datasets`, a
+    pattern such as "data/*.jsonl", or "starter:NAME" for data that ship with Luthier. Relative to the recipe."""
 
     format: FormatName = "auto"
     """How to read a row. "auto" recognises it from the columns and checks every row."""
 
     columns: dict[str, str | int] = {}
-    """Which column plays which part, when the names are unusual: {prompt: Frage, answer: Antwort}. Numbers are positions,
-    from 1, for a CSV or TSV file without a header line: {prompt: 1, answer: 2}."""
+    """Which column plays which part, when the names are unusual: {prompt: Frage, answer: Antwort}. Numbers are
+    positions, from 1, for a CSV or TSV file without a header line: {prompt: 1, answer: 2}."""
 
     split: str | None = None
     """Which split of a saved `datasets` folder to read. Without it: train, or the only one there is."""
@@ -46,7 +46,7 @@ def starter_folder() -> Path:
 
 
 def resolve_path(path: str, base: Path | None = None) -> Path:
-    """Return where `path` points: data that ship with Luthier, an absolute path, or one relative to the recipe's folder.
+    """Return where `path` points: data that ship with Luthier, an absolute path, or one in the recipe's folder.
 
     Raises:
         DataError: no starter data of that name.

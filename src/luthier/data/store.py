@@ -15,8 +15,8 @@ from luthier.core.errors import DataError, Problem
 class ExampleStore(Sequence[Example]):
     """A sequence of Examples over flat arrays.
 
-    Weights are kept as one byte each that points into `palette`: nearly every data set knows only 0 and 1. Shape legend:
-    N examples, T tokens of all examples together.
+    Weights are kept as one byte each that points into `palette`: nearly every data set knows only 0 and 1. Shape
+    legend: N examples, T tokens of all examples together.
 
     Attributes:
         tokens_T: int32 token ids.

@@ -1,9 +1,9 @@
 """Chat templates that ship with Luthier, for models that have none.
 
-They use only tokens that the tokenizer already has, so no embedding row has to be learnt from nothing: ChatML's markers
-where they are in the vocabulary, else spelled as text, with the tokenizer's own end token closing each answer. The chosen
-template is set on the tokenizer and therefore saved with the model: training, evaluation, chat and a server elsewhere all
-read the same one. `{% generation %}` marks what the assistant writes.
+They use only tokens that the tokenizer already has, so no embedding row has to be learnt from nothing: ChatML's
+markers where they are in the vocabulary, else spelled as text, with the tokenizer's own end token closing each answer.
+The chosen template is set on the tokenizer and therefore saved with the model: training, evaluation, chat and a server
+elsewhere all read the same one. `{% generation %}` marks what the assistant writes.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from luthier.core.errors import DataError, ModelError, Problem, did_you_mean
 from luthier.data.records import Conversation, PromptAnswer, Record
+from luthier.data.vocabulary import special_prefix
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -39,10 +40,10 @@ _ALPACA = """\
 {%- if message['role'] == 'user' %}
 {%- if not ns.asked %}
 {%- if ns.preamble %}{{- {begin} + ns.preamble }}
-{%- elif message['input'] %}{{- {begin} + 'Below is an instruction that describes a task, paired with an input that provides \
-further context. Write a response that appropriately completes the request.' }}
-{%- else %}{{- {begin} + 'Below is an instruction that describes a task. Write a response that appropriately completes the \
-request.' }}
+{%- elif message['input'] %}{{- {begin} + 'Below is an instruction that describes a task, paired with an input that \
+provides further context. Write a response that appropriately completes the request.' }}
+{%- else %}{{- {begin} + 'Below is an instruction that describes a task. Write a response that appropriately \
+completes the request.' }}
 {%- endif %}
 {%- set ns.asked = true %}
 {%- endif %}
@@ -65,14 +66,6 @@ _PLAIN = """\
 {%- endfor %}"""
 
 TEMPLATES = {"chatml": _CHATML, "alpaca": _ALPACA, "plain": _PLAIN}
-
-
-def special_prefix(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the ids that the tokenizer itself puts before a text (its BOS, or nothing)."""
-    body = tokenizer("a", add_special_tokens=False)["input_ids"]
-    whole = tokenizer("a", add_special_tokens=True)["input_ids"]
-    starts = (i for i in range(len(whole) - len(body) + 1) if whole[i : i + len(body)] == body)
-    return list(whole[: next(starts, 0)])
 
 
 def template_text(tokenizer: PreTrainedTokenizerBase, name: str) -> str:
@@ -117,8 +110,8 @@ def install(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
 def settle_template(tokenizer: PreTrainedTokenizerBase, records: Sequence[Record], name: str | None) -> str | None:
     """Decide the template of a run once, before anything is rendered, and set it on the tokenizer.
 
-    A given name wins, then the model's own. A model without one that is trained on Alpaca or Dolly rows gets `alpaca`, so
-    that chatting with it later uses the prompt it was trained on. Other rows leave it without.
+    A given name wins, then the model's own. A model without one that is trained on Alpaca or Dolly rows gets `alpaca`,
+    so that chatting with it later uses the prompt it was trained on. Other rows leave it without.
 
     Returns:
         A sentence for the screen when the template is not the model's own.

@@ -25,10 +25,9 @@ ROLES: Mapping[str, Role] = {
 }
 TOOL_ROLES = ("function_call", "function", "tool_call", "tool_calls")
 TOOL_REMEDY = "remove the row; calls of tools cannot be trained on yet"
-KNOWN_KEYS = {
-    "role", "from", "content", "value", "train", "weight", "loss_weight", "reasoning_content", "reasoning", "thinking", "tool_calls"
-}  # fmt: skip
 WEIGHT_KEYS = ("train", "weight", "loss_weight")
+THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking")
+KNOWN_KEYS = {"role", "from", "content", "value", "tool_calls", *WEIGHT_KEYS, *THOUGHT_KEYS}
 
 
 def kind_of(value: object) -> str:
@@ -59,15 +58,12 @@ def history(value: object, source: str, log: ProblemLog) -> tuple[tuple[str, str
     """Return Alpaca's `history`, a list of [prompt, answer]; None after logging."""
     if value is None or value == "" or value == []:
         return ()
-    pairs = value if isinstance(value, list) else [value]
-    if all(isinstance(p, list | tuple) and len(p) == 2 and all(isinstance(s, str) for s in p) for p in pairs):
-        return tuple((p[0], p[1]) for p in pairs)
-    log.add(
-        "history",
-        f'"history" should be a list of [prompt, answer], got {shown(value)}.',
-        source,
-        "mend or remove the row",
-    )
+    if isinstance(value, list):
+        pairs = [tuple(p) for p in value if isinstance(p, list | tuple) and len(p) == 2]
+        if len(pairs) == len(value) and all(isinstance(text, str) for pair in pairs for text in pair):
+            return tuple((str(prompt), str(answer)) for prompt, answer in pairs)
+    what = f'"history" should be a list of [prompt, answer], got {shown(value)}.'
+    log.add("history", what, source, "mend or remove the row")
     return None
 
 
@@ -143,7 +139,7 @@ def _content(turn: Mapping[str, object], place: str, source: str, log: ProblemLo
     """Return (text, reasoning); text is None after logging."""
     key = "content" if "content" in turn else "value"
     value = turn.get(key)
-    thought = next((t for k in ("reasoning_content", "reasoning", "thinking") if isinstance(t := turn.get(k), str)), "")
+    thought = next((t for k in THOUGHT_KEYS if isinstance(t := turn.get(k), str)), "")
     if isinstance(value, str):
         return value, thought
     if not isinstance(value, list):

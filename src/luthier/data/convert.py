@@ -1,0 +1,102 @@
+"""Turn a row of a recognised format into a record, or name what is wrong with it and how to mend it."""
+
+from __future__ import annotations
+
+from luthier.data import turns
+from luthier.data.formats import EXAMPLES, Format
+from luthier.data.problems import ProblemLog
+from luthier.data.readers import Row
+from luthier.data.records import Conversation, PromptAnswer, Record, Text
+
+REMOVE = "fill it in or remove the row"
+
+
+def convert(row: Row, form: Format, log: ProblemLog, needs_answer: bool = True) -> Record | None:
+    """Return the row's record, or None after logging what is wrong with it.
+
+    `needs_answer`: a conversation must end with the assistant (sft); language modelling takes any.
+    """
+    if form.name in ("messages", "sharegpt"):
+        return _conversation(row, form, log, needs_answer)
+    make = {"alpaca": _instruction, "dolly": _instruction, "flan": _pair, "text": _text}[form.name]
+    return make(row, form, log)
+
+
+def _string(row: Row, form: Format, field: str, log: ProblemLog, required: bool = True) -> str | None:
+    """Return a column's text; None after logging. An optional column may be absent or null."""
+    column = form.columns.get(field)
+    value = row.value.get(column) if column is not None else None
+    if isinstance(value, str):
+        if required and not value.strip():
+            log.add("empty field", f'"{column}" is empty.', row.source, REMOVE)
+            return None
+        return value
+    if value is None and not required:
+        return ""
+    if value is None:
+        state = "is null" if column in row.value else "is missing"
+        log.add("missing field", f'"{column}" {state}; the row has {_named(row)}.', row.source, REMOVE)
+    else:
+        what = f'"{column}" should be a string, got {turns.kind_of(value)}: {turns.shown(value)}.'
+        log.add(
+            "not a string", what, row.source, f"put it in quotes, or map another column: columns: {{{field}: COLUMN}}"
+        )
+    return None
+
+
+def _named(row: Row) -> str:
+    return ", ".join(f'"{c}"' for c in row.value) or "no columns"
+
+
+def _instruction(row: Row, form: Format, log: ProblemLog) -> Record | None:
+    is_dolly = form.name == "dolly"
+    context = _string(row, form, "context" if is_dolly else "input", log, required=False)
+    prompt = _string(row, form, "instruction", log, required=not context)
+    answer = _string(row, form, "response" if is_dolly else "output", log)
+    system = _string(row, form, "system", log, required=False)
+    history = turns.history(row.value.get(form.columns.get("history", "")), row.source, log)
+    if prompt is None or context is None or answer is None or system is None or history is None:
+        return None
+    return PromptAnswer(prompt, answer, context, system, history, is_instruction=True, source=row.source)
+
+
+def _pair(row: Row, form: Format, log: ProblemLog) -> Record | None:
+    question, reply = (row.value.get(form.columns[f]) for f in ("prompt", "answer"))
+    if isinstance(question, list) and isinstance(reply, list):
+        # TRL's conversational prompt-completion rows: two lists of messages.
+        return turns.read([*question, *reply], "", row.source, log, form.columns["prompt"], needs_answer=True)
+    prompt = _string(row, form, "prompt", log)
+    answer = _string(row, form, "answer", log)
+    rationale = _string(row, form, "rationale", log, required=False)
+    system = _string(row, form, "system", log, required=False)
+    if prompt is None or answer is None or rationale is None or system is None:
+        return None
+    if rationale.strip():
+        answer = f"{rationale}\nThe answer is {answer}."
+    return PromptAnswer(prompt, answer, "", system, (), is_instruction=False, source=row.source)
+
+
+def _text(row: Row, form: Format, log: ProblemLog) -> Record | None:
+    value = row.value.get(form.columns["text"])
+    if isinstance(value, list) and value and all(isinstance(v, str) for v in value):
+        return Text("\n".join(value), row.source)
+    text = _string(row, form, "text", log)
+    return None if text is None else Text(text, row.source)
+
+
+def _conversation(row: Row, form: Format, log: ProblemLog, needs_answer: bool) -> Conversation | None:
+    system = _string(row, form, "system", log, required=False)
+    column = form.columns["messages"]
+    value = row.value.get(column)
+    if system is None:
+        return None
+    if not isinstance(value, list):
+        state = "is missing" if column not in row.value else f"should be a list of messages, got {turns.kind_of(value)}"
+        log.add(
+            "messages",
+            f'"{column}" {state}; the row has {_named(row)}.',
+            row.source,
+            f"write {EXAMPLES['messages']}",
+        )
+        return None
+    return turns.read(value, system, row.source, log, column, needs_answer)
