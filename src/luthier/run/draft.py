@@ -149,18 +149,20 @@ def _parent_of(key: KeyPath, values: dict[str, object]) -> dict[str, object] | l
             return f"{'.'.join(map(str, key[:depth]))} is a single value, without fields."
         if depth == len(key) - 1:
             return here
-        here = _child(here, part)
+        here = _child(here, part, key[depth + 1])
     raise AssertionError("an override has a key")
 
 
-def _child(container: dict[str, object] | list[object], part: str | int) -> object:
+def _child(container: dict[str, object] | list[object], part: str | int, below: str | int) -> object:
+    """Return the value of a key as something with parts: a short form unfolded, an empty one where it is missing."""
     if isinstance(container, list):
         assert isinstance(part, int)
         return container[part]
     name = str(part)
     child = container.get(name)
     if child is None and (name in SHORT_FORMS or name not in container):
-        child = container[name] = {"kind": _DEFAULT_KINDS[name]} if name in _DEFAULT_KINDS else {}
+        empty: dict[str, object] | list[object] = [] if isinstance(below, int) else {}
+        child = container[name] = {"kind": _DEFAULT_KINDS[name]} if name in _DEFAULT_KINDS else empty
     elif isinstance(child, str) and name in SHORT_FORMS:
         child = container[name] = {SHORT_FORMS[name]: child}
     return child

@@ -132,7 +132,8 @@ class _Explainer:
             return what, "write the decimal point as a point, without separators"
         if near:
             return what, f"write {self.key}: {near.split(chr(34))[1]}"
-        return what, self._example() if not choices(annotation) else f"write {wanted}"
+        is_word = choices(annotation) and "number" not in wanted
+        return what, f"write {wanted}" if is_word else self._example()
 
     def _unknown_key(self, value: object) -> tuple[str, str]:
         what = f'There is no key "{self.label}".'
@@ -175,19 +176,13 @@ class _Explainer:
                 return f"it belongs to {part}: write `{part}: {{path: …, {key}: …}}`"
         return ""
 
-    def _no_kind(self, value: object) -> tuple[str, str]:
-        if not isinstance(value, Mapping):
-            return self._wrong_kind_type(value)
+    def _no_kind(self, value: Mapping[str, object]) -> tuple[str, str]:
         fits = [kind for kind, cls in kinds(self.key).items() if set(value) <= set(cls.model_fields)]
         example = (fits or list(kinds(self.key)))[0]
         return (
             f"{self.label} does not say its kind.",
             f"add kind: {example} (choose one of: {', '.join(kinds(self.key))})",
         )
-
-    def _wrong_kind_type(self, value: object) -> tuple[str, str]:
-        names = ", ".join(kinds(self.key))
-        return f"{self.label} is {show(value)}; it has to be a word or a mapping with kind.", f"choose one of: {names}"
 
     def _unknown_kind(self, family: str, kind: str) -> tuple[str, str]:
         near = did_you_mean(kind, kinds(family))
@@ -214,6 +209,8 @@ def yaml_word(value: object) -> str:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
+    if value in ((), [], {}):
+        return "{}" if value == {} else "[]"
     if isinstance(value, (str, int, float)):
         text = str(value)
         return text if len(text) <= 40 else "…"

@@ -72,6 +72,8 @@ def describe(annotation: object) -> str:
 
 
 def _plural(item: object) -> str:
+    if describe(item).startswith("a mapping"):
+        return describe(item).replace("a mapping", "mappings", 1)
     if choices(item):
         return f"words out of {', '.join(choices(item))}"
     return {int: "whole numbers", float: "numbers", str: "words"}.get(item, describe(item))  # type: ignore[call-overload]

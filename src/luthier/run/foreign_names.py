@@ -273,6 +273,7 @@ FOREIGN_NAMES: dict[str, Foreign] = {
     "warmup": Foreign("warmup_ratio", "write `warmup_ratio: 0.03`, or warmup_steps with a number of steps"),
     "optim": Foreign("optimizer", "write `optimizer: adamw`"),
     "optim_args": _BETAS,
+    "betas": _BETAS,
     "adam_beta1": _BETAS,
     "adam_beta2": _BETAS,
     "adam_epsilon": Foreign("optimizer.eps", "write `optimizer: {kind: adamw, eps: {value}}`"),

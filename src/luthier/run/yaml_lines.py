@@ -35,6 +35,10 @@ class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader with the scalars of YAML 1.2."""
 
 
+class _Dumper(yaml.SafeDumper):
+    """PyYAML's safe dumper, which quotes a word that either version of YAML would take for something else."""
+
+
 # A table of its own: the inherited one is shared with every user of PyYAML in the process.
 _Loader.yaml_implicit_resolvers = {}
 
@@ -45,7 +49,8 @@ for _tag, _pattern, _first in (
     ("float", r"[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9]*)?)([eE][-+]?[0-9]+)?", "-+.0123456789"),
     ("float", r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", "-+."),
 ):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
+    for _class in (_Loader, _Dumper):
+        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
 
 
 def read_document(path: Path) -> Document:
@@ -58,6 +63,11 @@ def read_document(path: Path) -> Document:
     if path.suffix.lower() == ".json":
         return _read_json(text, path)
     return _read_yaml(text, path)
+
+
+def write_yaml(values: Mapping[str, object]) -> str:
+    """Return plain values as YAML that reads back equal, here and in any other reader."""
+    return yaml.dump(dict(values), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def parse_value(text: str) -> object:
@@ -128,14 +138,15 @@ class _Walk:
         self.lines: dict[KeyPath, int] = {}
         self.problems: list[Problem] = []
         self._nodes = 0
+        self._unfolds = False
         self._open: set[int] = set()
 
     def value(self, node: yaml.Node, path: KeyPath) -> object:
         self._nodes += 1
         if self._nodes > _MAX_NODES or id(node) in self._open:
-            if self._nodes != _MAX_NODES + 2:
+            if not self._unfolds:
                 self._complain(node, "An alias (*name) unfolds without end.", "write the value out")
-                self._nodes = _MAX_NODES + 1
+                self._unfolds = True
             return None
         if isinstance(node, yaml.ScalarNode):
             return self._scalar(node)
