@@ -2,8 +2,8 @@
 
 Sequences stand end to end in one row; attention runs segment by segment through PyTorch's fused kernel, so nothing of
 size N×N exists and no sequence can see another. Registered with transformers as the attention implementation "luthier";
-the borders arrive as the keyword `cu_seq_lens_q`, which model code hands through untouched. Without borders (generation,
-padded batches) it is ordinary masked attention.
+the borders arrive as the keyword `cu_seq_lens_q`, which model code hands through untouched. Without borders (in
+generation and padded batches) it is ordinary masked attention.
 
 Shape legend: B batch, A attention heads, K key/value heads, L length, D head size.
 """
@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 NAME = "luthier"
+_UNSAID = -1
+"""Stands for a window that the model's code does not hand to its attention."""
 
 
 def register() -> None:
@@ -39,7 +41,7 @@ def segmented_attention(
     attention_mask: Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
-    sliding_window: int | None = None,
+    sliding_window: int | None = _UNSAID,
     softcap: float | None = None,
     cu_seq_lens_q: Tensor | None = None,
     segment_lengths: tuple[int, ...] | None = None,
@@ -51,14 +53,22 @@ def segmented_attention(
         query: (B, A, L, D); key and value: (B, K, L, D).
         cu_seq_lens_q: (S+1,) borders of packed sequences, or None.
         segment_lengths: the same as lengths on the host, so that no device synchronisation is needed.
+
+    Raises:
+        NotImplementedError: the model's attention has a part that packed sequences cannot keep; the loader then pads.
     """
     if unused.get("s_aux") is not None:
-        raise NotImplementedError("attention sinks")  # the loader then keeps the model's own attention, unpacked
+        raise NotImplementedError("attention sinks")
     if cu_seq_lens_q is None:
         # No mask and several queries means plain causal; a single query (generation) sees everything before it.
         causal = attention_mask is None and query.shape[2] > 1
         out = _attend(query, key, value, attention_mask, dropout, scaling, softcap, is_causal=causal)
         return out.transpose(1, 2).contiguous(), None
+    if sliding_window == _UNSAID:
+        if getattr(getattr(module, "config", None), "sliding_window", None):
+            # Some code (Qwen2-MoE, Phi-3.5-MoE) puts its window into the mask alone, and packed attention has no mask.
+            raise NotImplementedError("a sliding window that only the mask knows")
+        sliding_window = None
     lengths = segment_lengths or tuple(cu_seq_lens_q.diff().tolist())
     parts = []
     for q, k, v in zip(*(t.split(lengths, dim=2) for t in (query, key, value))):
