@@ -32,12 +32,14 @@ def make_run(path: Path, steps: int = 60, finished: bool = True) -> RunDir:
     stage = run.stage(0, "sft")
     stage.path.mkdir(parents=True)
     recipe = {
-        "model": {"path": "starter"},
-        "method": {"kind": "lora", "rank": 8},
+        "model": {"path": "starter", "revision": None},
+        "method": {"kind": "lora", "rank": 16},
         "objective": {"kind": "sft"},
+        "data": {"path": "我的数据.jsonl", "format": "auto", "columns": {}},
         "epochs": 3,
+        "batch_size": 8,
     }
-    run.recipe.write_text("model: starter\nmethod: lora\ndata: rows.jsonl  # 我的数据\nepochs: 3\n", encoding="utf-8")
+    run.recipe.write_text("model: starter\nmethod: lora\ndata: 我的数据.jsonl\nepochs: 3\n", encoding="utf-8")
     write_json(run.resolved, {"recipe": recipe, "base": None})
     write_json(run.environment, {"luthier": "0.1.0", "cpu": "A processor", "memory_bytes": 8 * 2**30, "gpus": []})
     done = steps if finished else steps // 2
@@ -97,7 +99,9 @@ def report(steps: int) -> dict[str, object]:
             "truncated": 3,
             "tokens": 90_000,
             "trained_tokens": 60_000,
-            "end_tokens_trained": 480,
+            "end_tokens_trained": 1.0,
+            "longest": 812,
+            "median_length": 170.0,
         },
         "warnings": ["3 rows were cut at max_length <2048>."],
     }

@@ -89,7 +89,11 @@ def _print_head(console: Console, summary: RunSummary) -> None:
     console.print(summary.status_text, style=_STATE_STYLE[summary.state])
     share = summary.trainable_share
     trained = f"{summary.method}, {percent(share)} of the parameters" if share is not None else summary.method
-    facts: list[tuple[str, Cell]] = [("model", summary.model), ("method", trained), ("objective", summary.objective)]
+    facts: list[tuple[str, Cell]] = [
+        ("model", summary.model_name),
+        ("method", trained),
+        ("objective", summary.objective),
+    ]
     data = mapping(summary.report.get("data"))
     tokens, learnt = as_float(data.get("tokens")), as_float(data.get("trained_tokens"))
     if tokens and learnt is not None:

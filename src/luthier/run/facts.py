@@ -7,19 +7,24 @@ from dataclasses import dataclass
 from pathlib import PurePath
 
 from markupsafe import Markup
+from pydantic import BaseModel
 
+from luthier.core.component import kinds
 from luthier.run import numbers
+from luthier.run.config import Recipe
 from luthier.run.plots import histogram
 from luthier.run.summary import RunSummary, as_float, mapping
 
 _MOST_NAMES = 200
 _DATA_COUNTS = {
-    "rows": ("Rows read", ""),
+    "rows": ("Rows", ""),
     "held_out_rows": ("Held out", "never trained on"),
     "examples": ("Sequences trained on", ""),
     "dropped": ("Dropped", "rows not trained on"),
     "truncated": ("Truncated", "cut at max_length"),
     "windows": ("Windows", "pieces that long texts were cut into"),
+    "unknown_tokens": ("Unknown tokens", "the tokenizer has no word for them"),
+    "lost_characters": ("Lost characters", "the tokenizer leaves them out"),
 }
 _AUDIT_WORDS = {
     "trained": ("Tensors declared trainable", ""),
@@ -84,10 +89,13 @@ def data_facts(run: RunSummary) -> list[Fact]:
         value = as_float(data.get(key))
         if value is not None and (value or key in ("rows", "examples", "dropped", "truncated")):
             facts.append(Fact(label, numbers.count(value), note if value else ""))
-    ends, examples = as_float(data.get("end_tokens_trained")), as_float(data.get("examples"))
-    if ends is not None and examples:
-        note = "every answer learns to stop" if ends >= examples else "the others never learn where to stop"
-        facts.append(Fact("End of answer trained", f"{numbers.count(ends)} of {numbers.count(examples)}", note))
+    longest, median = as_float(data.get("longest")), as_float(data.get("median_length"))
+    if longest is not None and median is not None:
+        facts.append(Fact("Length", f"{numbers.count(median)} tokens", f"the median; the longest has {longest:,.0f}"))
+    ends = as_float(data.get("end_tokens_trained"))
+    if ends is not None:
+        note = "every answer learns to stop" if ends >= 1 else "the others never learn where to stop"
+        facts.append(Fact("End of answer trained", f"{numbers.percent(ends)} of the rows", note))
     return facts
 
 
@@ -174,3 +182,32 @@ def _about_steps(run: RunSummary) -> str:
 
 def _note(template: str, value: float | None, text: numbers.Text) -> str:
     return template.format(text(value)) if value else ""
+
+
+def recipe_in_short(recipe: Mapping[str, object]) -> dict[str, object]:
+    """Return what a recipe says beyond the defaults, as a person would have written it."""
+    usual = _defaults(Recipe)
+    short = {key: _short_form(key, value) for key, value in recipe.items()}
+    return {key: value for key, value in short.items() if key not in usual or value != usual[key]}
+
+
+def _short_form(key: str, value: object) -> object:
+    """Return `lora` for a component with nothing but its kind, a path for a model or data with nothing but that."""
+    if isinstance(value, list):
+        return [_short_form(key, item) for item in value]
+    if not isinstance(value, Mapping):
+        return value
+    component = kinds(key).get(str(value.get("kind")))
+    if component is not None:
+        usual = _defaults(component)
+        said = {k: v for k, v in value.items() if k == "kind" or v != usual.get(k)}
+    else:
+        said = {k: _short_form(k, v) for k, v in value.items() if v is not False and v not in (None, [], {}, "auto")}
+    return next(iter(said.values())) if list(said) in (["path"], ["kind"]) else said
+
+
+def _defaults(model: type[BaseModel]) -> dict[str, object]:
+    """Return the defaults of a model's fields as JSON has them; required fields have none."""
+    fields = {name: field for name, field in model.model_fields.items() if not field.is_required()}
+    values = {name: field.get_default(call_default_factory=True) for name, field in fields.items()}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}

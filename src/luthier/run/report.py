@@ -79,7 +79,6 @@ class StageView:
 def write_report(run: RunDir) -> Path:
     """Write `report.html` of a run, finished or not, and return its path. Writing it again gives the same bytes."""
     summary = read_run(run)
-    resolved = yaml.safe_dump(dict(summary.recipe), allow_unicode=True, sort_keys=False) if summary.recipe else ""
     templates = Environment(
         loader=PackageLoader("luthier.run", "."),
         autoescape=True,
@@ -101,8 +100,8 @@ def write_report(run: RunDir) -> Path:
         memory=facts.memory_parts(summary),
         audit=facts.audit(summary),
         machine=facts.environment_facts(summary.environment),
-        recipe=_cut(_read(run.recipe)),
-        resolved=_cut(resolved),
+        recipe=_cut(_brief_yaml(facts.recipe_in_short(summary.recipe))),
+        resolved=_cut(_yaml(dict(summary.recipe))) if summary.recipe else "",
     )
     write_atomic(run.report_page, page)
     return run.report_page
@@ -170,12 +169,32 @@ def _passage(value: object) -> Passage | None:
     if isinstance(value, list):
         turns = [mapping(m) for m in value]
         value = "\n\n".join(f"{m.get('role', '')}: {m.get('content', '')}" for m in turns)
-    text = str(value)
+    text = str(value).strip("\n")
     return Passage(text[:_TEXT_CHARACTERS], max(0, len(text) - _TEXT_CHARACTERS))
 
 
 def _read(path: Path) -> str:
     return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+
+
+def _brief_yaml(recipe: Mapping[str, object]) -> str:
+    """Return YAML in which what is nested stands on one line, as people write it."""
+    lines = []
+    for key, value in recipe.items():
+        if isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+            lines += [f"{key}:", *(f"  - {_one_line(item)}" for item in value)]
+        else:
+            lines.append(f"{key}: {_one_line(value)}")
+    return "\n".join(lines)
+
+
+def _one_line(value: object) -> str:
+    text = yaml.safe_dump(value, allow_unicode=True, sort_keys=False, default_flow_style=True, width=10**6)
+    return text.removesuffix("...\n").rstrip()
+
+
+def _yaml(value: object) -> str:
+    return yaml.safe_dump(value, allow_unicode=True, sort_keys=False)
 
 
 def _cut(text: str) -> str:

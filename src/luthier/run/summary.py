@@ -11,7 +11,7 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Literal
 
 import numpy as np
@@ -138,6 +138,11 @@ class RunSummary:
         return self._word("model", "path")
 
     @property
+    def model_name(self) -> str:
+        """The model without the way to its folder."""
+        return PurePath(self.model).name if Path(self.model).is_absolute() else self.model
+
+    @property
     def method(self) -> str:
         return self._word("method", "kind")
 
@@ -189,7 +194,7 @@ class RunSummary:
         """What the run warned of, and the files of the folder that cannot be read."""
         said = self.report.get("warnings")
         torn = [f"{name} is torn; what it held is missing here." for name in self.unreadable]
-        return [*(str(w) for w in said), *torn] if isinstance(said, list) else torn
+        return [*(str(w)[:1].upper() + str(w)[1:] for w in said), *torn] if isinstance(said, list) else torn
 
     @property
     def status_text(self) -> str:
