@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from luthier.core.errors import Problem, RunError
 from luthier.methods.base import Method, train_only
 
 if TYPE_CHECKING:
@@ -51,11 +52,12 @@ class Full(Method):
         model.save_pretrained(folder)
 
     def load(self, model: PreTrainedModel, folder: Path) -> None:
-        from safetensors.torch import load_file
+        """Read a complete folder through transformers, which undoes what it renamed and split when it wrote it."""
+        import torch
 
-        tensors = {}
-        for file in sorted(folder.glob("model*.safetensors")):
-            tensors.update(load_file(file))
-        # A tied head is stored once; named_parameters lists it once, too, under the embedding's name.
-        tied = set(model.state_dict()) - set(dict(model.named_parameters()))
-        self.load_state_dict(model, {n: t for n, t in tensors.items() if n not in tied})
+        if not any(folder.glob("model*.safetensors")):
+            raise RunError(Problem("There is no model.safetensors.", where=str(folder)))
+        saved, info = type(model).from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+        # What the file lacks, transformers has filled with random numbers.
+        tensors = {n: p.detach() for n, p in saved.named_parameters() if n not in info["missing_keys"]}
+        self.load_state_dict(model, tensors)
