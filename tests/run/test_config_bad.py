@@ -30,6 +30,8 @@ CASES = [
     Bad("flux_capacitor: 3", "luthier new"),
     Bad("lora_r: 8", "method: {kind: lora, rank: 8}", "lora_r"),
     Bad("lora_alpha: 32", "method: {kind: lora, alpha: 32}"),
+    Bad("lora_target_modules: [q_proj, v_proj]", "method: {kind: lora, targets: [q_proj, v_proj]}"),
+    Bad("packed: true", "packing: true"),
     Bad("cutoff_len: 512", "max_length: 512"),
     Bad("sequence_len: 512", "max_length: 512"),
     Bad("num_train_epochs: 3", "epochs: 3"),

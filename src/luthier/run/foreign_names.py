@@ -20,9 +20,16 @@ class Foreign:
 
     def remedy(self, value: object) -> str:
         """Return what to write instead."""
-        simple = isinstance(value, (str, int, float)) and not isinstance(value, bool) and len(str(value)) <= 60
-        how = self.how.replace("{value}", str(value) if simple else "…")
+        how = self.how.replace("{value}", _shown(value))
         return f"here it is {self.ours}: {how}" if self.ours else how
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list) and value and all(isinstance(item, (str, int, float)) for item in value):
+        value = f"[{', '.join(map(str, value))}]"
+    return str(value) if isinstance(value, (str, int, float)) and len(str(value)) <= 60 else "…"
 
 
 def _same(ours: str) -> Foreign:
