@@ -2,8 +2,9 @@
 
     python scripts/starter/measure.py MODEL --stories OUT/heldout.jsonl
 
-Bits per byte compare models with different tokenizers. A story counts from its first byte to its last: it is scored
-after the token that begins a document (bos, or else the end-of-text token), and the end token itself is not counted.
+Bits per byte compare models with different tokenizers. A story counts from its first byte to its last, without the
+token that ends it. A model with a bos token predicts the first token from it; the first token of a model without one has
+nothing before it and is charged as a draw from the whole vocabulary.
 """
 
 import argparse
@@ -17,11 +18,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 PROMPTS = ["Once upon a time", "One day, a little dog", '"Where is my hat?" asked Tom.', "从前", "小明和小红是好朋友。"]
 
 
-def start_token(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the token after which a document begins."""
-    if tokenizer.bos_token_id is not None:
-        return tokenizer.bos_token_id
-    return tokenizer.convert_tokens_to_ids("<|endoftext|>")
+def beginning(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return what a document begins with: the bos token, or nothing."""
+    return [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
 
 
 @torch.inference_mode()
@@ -30,14 +29,16 @@ def bits_per_byte(
 ) -> tuple[float, float]:
     """Return (bits per byte, perplexity per token) over all stories; one longer than the context is cut."""
     nats, n_bytes, n_tokens = 0.0, 0, 0
-    start, context = start_token(tokenizer), model.config.max_position_embeddings - 1
+    start, context = beginning(tokenizer), model.config.max_position_embeddings
     for story in stories:
-        ids = tokenizer(story, add_special_tokens=False)["input_ids"]
-        n_bytes, n_tokens = n_bytes + len(story.encode()), n_tokens + len(ids)
+        ids = start + tokenizer(story, add_special_tokens=False)["input_ids"]
+        n_bytes, n_tokens = n_bytes + len(story.encode()), n_tokens + len(ids) - len(start)
         for begin in range(0, len(ids), context):
-            window = torch.tensor([[start, *ids[begin : begin + context]]])
+            window = torch.tensor([ids[begin : begin + context]])
             logits = model(window).logits[0, :-1].float()
             nats += torch.nn.functional.cross_entropy(logits, window[0, 1:], reduction="sum").item()
+            if begin or not start:
+                nats += math.log(model.config.vocab_size)
     return nats / math.log(2) / n_bytes, math.exp(nats / n_tokens)
 
 
@@ -70,7 +71,7 @@ def main() -> None:
     bits, perplexity = bits_per_byte(model, tokenizer, stories)
     print(f"{len(stories)} stories: {bits:.3f} bits per byte, perplexity {perplexity:.2f} per token")
     for prompt in PROMPTS[: arguments.samples]:
-        ids = [start_token(tokenizer), *tokenizer(prompt, add_special_tokens=False)["input_ids"]]
+        ids = beginning(tokenizer) + tokenizer(prompt, add_special_tokens=False)["input_ids"]
         print(f"--- {prompt}{continue_text(model, tokenizer, ids, 200)}")
     if tokenizer.chat_template:
         for request in ("Tell me a story about a cat.", "给我讲一个小狗的故事。")[: arguments.samples]:
