@@ -1,4 +1,4 @@
-"""Load a causal language model from a folder, a hub id or `starter`, and find out what is wrong with it before training.
+"""Load a causal language model from a folder, a hub id or `starter`, and find out what is wrong before training.
 
 Missing, superfluous and misshapen tensors are errors here: transformers fills gaps with random numbers and a warning.
 """
@@ -72,7 +72,6 @@ def load_model(
         module = _pretrained(where, revision, trust_remote_code, stored)
         _refuse_non_finite(module, where)
     _check_vocabulary(module, tokenizer, where)
-    module.config.use_cache = False
     model = CausalModel(module.to(device), tokenizer, name=name, path=where)
     model.fingerprint = fingerprint(module)
     probe(model)
