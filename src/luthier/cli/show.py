@@ -171,7 +171,7 @@ def _print_samples(console: Console, summary: RunSummary) -> None:
     for sample in read_samples(summary.stages[-1].folder)[0][:_SAMPLES]:
         answers = (("prompt", sample.prompt), ("before", sample.before), ("after", sample.after))
         facts: list[tuple[str, Cell]] = [
-            (label, (_one_line(passage.text), "bold" if label == "after" else ""))
+            (label, (_one_line(passage.text) or "(empty)", "bold" if label == "after" else ""))
             for label, passage in answers
             if passage is not None
         ]
