@@ -92,7 +92,7 @@ def encode_with_cuts(
     whole = encode(tokenizer, texts)
     suspects = [i for i, text in enumerate(texts) if any(_may_differ(whole[i], text, start) for start, _ in bounds[i])]
     lefts = iter(encode(tokenizer, [texts[i][:start] for i in suspects for start, _ in bounds[i]]))
-    forced = {i: {start for start, _ in bounds[i] if not _begins_with(whole[i], next(lefts))} for i in suspects}
+    forced = {i: {start for start, _ in bounds[i] if not _is_cut(whole[i], next(lefts), start)} for i in suspects}
     for i, text in enumerate(texts):
         cuts = forced.get(i, set())
         if bounds[i] and lost_characters(whole[i], text):
@@ -105,14 +105,20 @@ def encode_with_cuts(
 def _may_differ(tokens: Tokens, text: str, cut: int) -> bool:
     """Say whether the text left of the cut might be tokenised otherwise when it stands alone.
 
-    Byte-level tokenizers may report offsets without the leading space, so next to white space nothing can be concluded.
+    Runs of white space depend on what follows them in GPT-2's and Llama 3's splitting; and byte-level tokenizers may
+    report offsets without the leading blank. So next to those nothing can be concluded.
     """
     if cut <= 0 or cut >= len(text):
         return False
-    if text[cut - 1] == " " or text[cut].isspace():
+    if text[cut - 1] == " " or text[cut].isspace() or (cut > 1 and text[cut - 2 : cut].isspace()):
         return True
     first = int(np.searchsorted(tokens.ends, cut, side="right"))
     return first < len(tokens) and tokens.starts[first] < cut
+
+
+def _is_cut(tokens: Tokens, left: Tokens, cut: int) -> bool:
+    """Say whether the tokens begin with those of the left side, and none of these reaches over the cut."""
+    return _begins_with(tokens, left) and (not len(left) or int(tokens.ends[len(left) - 1]) <= cut)
 
 
 def _begins_with(tokens: Tokens, left: Tokens) -> bool:

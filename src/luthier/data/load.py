@@ -146,11 +146,11 @@ def split(records: Sequence[Item], fraction: float, seed: int) -> tuple[list[Ite
     if fraction <= 0:
         return list(records), []
     if len(records) < 2:
-        raise DataError(
-            Problem(
-                "One row cannot be split into training and evaluation.", "eval_fraction", "give more rows, or eval_data"
-            )
+        what = "A single row cannot be split into training and evaluation."
+        remedy = (
+            "give more rows or eval_data; in a .txt file, a line <|endoftext|> between documents makes rows of them"
         )
+        raise DataError(Problem(what, "eval_fraction", remedy))
     count = min(max(1, round(fraction * len(records))), len(records) - 1)
     held = set(random.Random(f"split {seed}").sample(range(len(records)), count))
     train = [record for i, record in enumerate(records) if i not in held]

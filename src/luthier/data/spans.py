@@ -9,8 +9,9 @@ template that trims, drops earlier thinking or adds a system prompt, cannot misl
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -110,14 +111,15 @@ def answer_spans(chat: Chat, turns: Sequence[Turn], wanted: Mapping[int, float])
     if not wanted:
         return text, []
     order = sorted(wanted)
-    ends = _planted(chat, turns, text, order, at_end=True)
+    ends = _planted(chat, turns, text, order, _content_end)
     starts: list[int] | None = None
     spans = []
     for place, index in enumerate(order):
         start = _prompt_end(chat, turns, text, index) if turns[index]["role"] == "assistant" else None
         end = ends[place] if ends is not None else _turn_end(chat, turns, text, index)
         if start is None or (end is not None and start > end):
-            starts = starts or _planted(chat, turns, text, order, at_end=False)
+            starts = starts or _planted(chat, turns, text, order, _content_start)
+            starts = starts or _planted(chat, turns, text, order, _thought_end)
             start = starts[place] if starts is not None else None
         if start is None or end is None or start > end:
             raise TemplateRefusal(
@@ -147,8 +149,24 @@ def _turn_end(chat: Chat, turns: Sequence[Turn], text: str, index: int) -> int |
     return len(part.rstrip()) if text.startswith(part.rstrip()) else None
 
 
-def _planted(chat: Chat, turns: Sequence[Turn], text: str, order: Sequence[int], at_end: bool) -> list[int] | None:
-    """Return where each wanted content ends (or begins) in the text; None when the template reacts to the marks.
+def _content_start(content: str) -> int:
+    return len(content) - len(content.lstrip())
+
+
+def _content_end(content: str) -> int:
+    return len(content.rstrip())
+
+
+def _thought_end(content: str) -> int:
+    """Return where the answer proper begins, for templates that drop the thinking before it."""
+    head, close, tail = content.rpartition("</think>")
+    return len(head) + len(close) + _content_start(tail)
+
+
+def _planted(
+    chat: Chat, turns: Sequence[Turn], text: str, order: Sequence[int], place: Callable[[str], int]
+) -> list[int] | None:
+    """Return where that place of each wanted content is in the text; None when the template reacts to the marks.
 
     The mark stands inside surrounding white space, so a template that trims does to the marked content what it does to
     the real one.
@@ -159,7 +177,7 @@ def _planted(chat: Chat, turns: Sequence[Turn], text: str, order: Sequence[int],
     marked = [dict(turn) for turn in turns]
     for index in order:
         content = turns[index]["content"]
-        at = len(content.rstrip()) if at_end else len(content) - len(content.lstrip())
+        at = place(content)
         marked[index]["content"] = content[:at] + mark + content[at:]
     try:
         pieces = chat.text(marked).split(mark)
@@ -167,12 +185,4 @@ def _planted(chat: Chat, turns: Sequence[Turn], text: str, order: Sequence[int],
         return None
     if len(pieces) != len(order) + 1 or "".join(pieces) != text:
         return None
-    return _running_lengths(pieces[:-1])
-
-
-def _running_lengths(pieces: Iterable[str]) -> list[int]:
-    total, lengths = 0, []
-    for piece in pieces:
-        total += len(piece)
-        lengths.append(total)
-    return lengths
+    return list(itertools.accumulate(len(piece) for piece in pieces[:-1]))
