@@ -1,0 +1,200 @@
+"""The laws of methods: one suite over every registered method and every family."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from families import FAMILIES, NAMES, examples
+from luthier.core.component import component_class, kinds
+from luthier.core.errors import RunError
+from luthier.methods import base as method_base
+from luthier.methods.base import Method, trainable
+from luthier.models.load import load_model
+from luthier.train.audit import audit, digests
+from training import engine
+
+METHODS = list(kinds("method"))
+OPTIONS: dict[str, dict[str, object]] = {
+    "lora": {"rank": 3, "alpha": 7.5},
+    "layers": {"blocks": [-1], "norms": True},
+}
+STEPS = 2
+TOKENS = torch.randint(3, 60, (2, 23), generator=torch.Generator().manual_seed(5))
+
+
+def method_for(kind: str, family: str) -> Method:
+    """A method with options that every family allows."""
+    options = OPTIONS.get(kind, {})
+    if kind == "bitfit" and not FAMILIES[family].has_biases:
+        options = {"norms": True}
+    return component_class("method", kind).model_validate({"kind": kind, **options})  # type: ignore[return-value]
+
+
+def logits(module: PreTrainedModel) -> Tensor:
+    was_training = module.training
+    module.eval()
+    with torch.no_grad():
+        out = module(input_ids=TOKENS, use_cache=False).logits
+    module.train(was_training)
+    return out
+
+
+def bits(module: PreTrainedModel) -> dict[str, Tensor]:
+    """Copies of all tensors under the names they have in the plain model."""
+    return {n.replace(".base_layer.", "."): p.detach().clone() for n, p in module.named_parameters()}
+
+
+@dataclass
+class Journey:
+    """One method on one family, from the base model through a few steps to a saved folder."""
+
+    family: str
+    base_folder: Path
+    method: Method
+    module: PreTrainedModel
+    base_logits: Tensor
+    applied_logits: Tensor
+    trained_logits: Tensor
+    base: dict[str, Tensor]
+    declared: set[str]
+    hashes: dict[str, str]
+    saved: Path
+
+
+@pytest.fixture(scope="module", params=[(m, f) for m in METHODS for f in NAMES], ids="-".join)
+def journey(
+    request: pytest.FixtureRequest, family_folder: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Journey:
+    kind, family = request.param
+    model = load_model(str(family_folder(family)))
+    method = method_for(kind, family)
+    base, base_logits = bits(model.module), logits(model.module)
+    running = engine(model, method)
+    applied_logits = logits(model.module)
+    declared, hashes = set(trainable(model.module)), digests(model.module)
+    for step in range(STEPS):
+        running.train_step(examples([9, 14, 5, 20], seed=step, share=1.0))
+    saved = tmp_path_factory.mktemp(f"{kind}-{family}")
+    method.save(model.module, saved, base=model.path)
+    return Journey(
+        family=family,
+        base_folder=family_folder(family),
+        method=method,
+        module=model.module,
+        base_logits=base_logits,
+        applied_logits=applied_logits,
+        trained_logits=logits(model.module),
+        base=base,
+        declared=declared,
+        hashes=hashes,
+        saved=saved,
+    )
+
+
+def _fresh(journey: Journey) -> PreTrainedModel:
+    module = load_model(str(journey.base_folder)).module
+    journey.method.apply(module)
+    return module
+
+
+def test_before_the_first_step_it_is_the_base_model(journey: Journey) -> None:
+    if journey.method.kind == "lora":  # the fused product adds a zero to every weight, and sums in another order
+        torch.testing.assert_close(journey.applied_logits, journey.base_logits, rtol=0, atol=1e-6)
+    else:
+        assert torch.equal(journey.applied_logits, journey.base_logits)
+
+
+def test_a_few_steps_change_the_model(journey: Journey) -> None:
+    assert (journey.trained_logits - journey.base_logits).abs().max() > 1e-3
+
+
+def test_only_declared_tensors_move_and_every_one_of_them_does(journey: Journey) -> None:
+    now = bits(journey.module)
+    moved = {n for n, before in journey.base.items() if not torch.equal(before, now[n])}
+    assert moved == journey.declared & journey.base.keys()
+    outcome = audit(journey.module, journey.hashes)
+    assert outcome.passed
+    assert outcome.frozen_changed == outcome.trained_unchanged == ()
+    assert outcome.trained == len(journey.declared) > 0
+
+
+def test_saved_and_loaded_into_a_fresh_model_it_gives_the_same_logits(journey: Journey) -> None:
+    module = _fresh(journey)
+    journey.method.load(module, journey.saved)
+    assert torch.equal(logits(module), journey.trained_logits)
+    trained = trainable(journey.module)
+    assert all(torch.equal(p, trained[n]) for n, p in trainable(module).items())
+
+
+def test_its_state_dict_carries_exactly_what_is_trained(journey: Journey) -> None:
+    state = journey.method.state_dict(journey.module)
+    assert sum(t.numel() for t in state.values()) == sum(p.numel() for p in trainable(journey.module).values())
+    module = _fresh(journey)
+    journey.method.load_state_dict(module, {n: t.clone() for n, t in state.items()})
+    assert torch.equal(logits(module), journey.trained_logits)
+
+
+def test_a_state_dict_with_a_missing_or_misshapen_tensor_is_refused_and_changes_nothing(journey: Journey) -> None:
+    module = _fresh(journey)
+    state = {n: t.clone() for n, t in journey.method.state_dict(journey.module).items()}
+    name, tensor = next(iter(state.items()))
+    for broken in (
+        {n: t for n, t in state.items() if n != name},
+        {**state, "of.another.model": tensor},
+        {**state, name: torch.zeros(*tensor.shape, 2)},
+    ):
+        with pytest.raises(RunError, match=r"missing|unexpected|other shape"):
+            journey.method.load_state_dict(module, broken)
+    torch.testing.assert_close(logits(module), journey.applied_logits, rtol=0, atol=0)
+
+
+def test_merged_it_is_a_plain_model_that_any_tool_opens(journey: Journey, tmp_path: Path) -> None:
+    module = _fresh(journey)
+    journey.method.load(module, journey.saved)
+    module.eval()
+    merged = journey.method.merge(module)
+    torch.testing.assert_close(logits(merged), journey.trained_logits, rtol=0, atol=1e-5)
+    assert {n for n, _ in merged.named_parameters()} == journey.base.keys()
+    assert not any("peft" in type(m).__module__ or "luthier" in type(m).__module__ for m in merged.modules())
+    merged.save_pretrained(tmp_path)
+    reloaded, info = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True, dtype=torch.float32)
+    assert not any(info[k] for k in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    torch.testing.assert_close(logits(reloaded), journey.trained_logits, rtol=0, atol=1e-5)
+    config = json.loads((tmp_path / "config.json").read_text())
+    original = json.loads((journey.base_folder / "config.json").read_text())
+    assert {k: v for k, v in config.items() if k != "transformers_version"} == {
+        k: v for k, v in original.items() if k != "transformers_version"
+    }
+
+
+def test_the_head_is_tied_afterwards_where_it_was_before(journey: Journey) -> None:
+    fresh = load_model(str(journey.base_folder)).module
+    tied = fresh.get_output_embeddings().weight is fresh.get_input_embeddings().weight
+    assert (journey.module.get_output_embeddings().weight is journey.module.get_input_embeddings().weight) == tied
+
+
+def test_a_saved_folder_says_on_what_model_it_opens(journey: Journey) -> None:
+    cards = [journey.saved / n for n in ("adapter_config.json", method_base.CARD) if (journey.saved / n).is_file()]
+    if not cards:  # a complete model needs no other
+        assert (journey.saved / "config.json").is_file()
+        return
+    (card,) = (json.loads(p.read_text()) for p in cards)
+    assert card.get("base_model_name_or_path", card.get("base_model")) == str(journey.base_folder)
+
+
+@pytest.mark.parametrize("journey", [("lora", family) for family in NAMES], ids="-".join, indirect=True)
+def test_peft_opens_the_saved_folder_with_the_same_logits(journey: Journey) -> None:
+    from peft import PeftModel
+
+    plain = AutoModelForCausalLM.from_pretrained(journey.base_folder, dtype=torch.float32)
+    opened = PeftModel.from_pretrained(plain, str(journey.saved))
+    torch.testing.assert_close(logits(opened), journey.trained_logits, rtol=0, atol=1e-5)  # type: ignore[arg-type]
+    assert (journey.trained_logits - journey.base_logits).abs().max() > 1e-3  # an adapter without effect would pass
