@@ -72,22 +72,37 @@ def _tokens(ids: Sequence[int], offsets: Sequence[tuple[int, int]]) -> Tokens:
     return Tokens(np.array(ids, dtype=np.int32), table[:, 0], table[:, 1])
 
 
-def lost_characters(tokens: Tokens, text: str) -> int:
-    """Return how many characters no token stands for, white space aside: some tokenizers drop what they do not know."""
-    starts = np.append(tokens.starts, len(text))
-    reached = np.maximum.accumulate(np.append(0, tokens.ends))
-    gaps = np.flatnonzero(starts > reached)
-    return sum(len("".join(text[reached[g] : starts[g]].split())) for g in gaps)
+def known_characters(tokenizer: PreTrainedTokenizerBase) -> frozenset[str] | None:
+    """Return the characters that a tokenizer knows if it leaves out all others in silence; None if it never does.
+
+    Most spell unknown characters in bytes or write an unknown token. Those that drop them also report offsets that are
+    wrong behind the loss.
+    """
+    rare = "\U000f1234"
+    alone, both = encode(tokenizer, ["a", f"{rare}a"])
+    if len(both) > len(alone):
+        return None
+    return frozenset("".join(tokenizer.get_vocab()).replace("\u2581", " "))
+
+
+def lost_characters(text: str, known: frozenset[str] | None) -> int:
+    """Return how many characters of a text a tokenizer leaves out."""
+    if known is None or known.issuperset(text):
+        return 0
+    return sum(character not in known for character in text)
 
 
 def encode_with_cuts(
-    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], bounds: Sequence[Bounds]
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    bounds: Sequence[Bounds],
+    known: frozenset[str] | None = None,
 ) -> list[Tokens]:
     """Return the tokens of each text such that a token begins where each of its spans begins.
 
     A cut that falls inside a token, or whose left side alone would be tokenised otherwise, is made by force: the sides
     are encoded apart. So the tokens up to a span are those of the text up to it. Where the tokenizer loses characters
-    its offsets are wrong behind the loss, and both ends of every span are cut.
+    (`known`), its offsets are wrong behind the loss, and both ends of every span are cut.
     """
     whole = encode(tokenizer, texts)
     suspects = [i for i, text in enumerate(texts) if any(_may_differ(whole[i], text, start) for start, _ in bounds[i])]
@@ -95,7 +110,7 @@ def encode_with_cuts(
     forced = {i: {start for start, _ in bounds[i] if not _is_cut(whole[i], next(lefts), start)} for i in suspects}
     for i, text in enumerate(texts):
         cuts = forced.get(i, set())
-        if bounds[i] and lost_characters(whole[i], text):
+        if bounds[i] and lost_characters(text, known):
             cuts = {place for span in bounds[i] for place in span}
         if cuts:
             whole[i] = _encode_apart(tokenizer, text, sorted(cuts))

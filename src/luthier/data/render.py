@@ -19,7 +19,7 @@ import numpy as np
 
 from luthier.core.errors import DataError, Problem
 from luthier.data import templates
-from luthier.data.encode import Tokens, encode_with_cuts, lost_characters, require_offsets
+from luthier.data.encode import Tokens, encode_with_cuts, known_characters, lost_characters, require_offsets
 from luthier.data.overlong import Fitted, Overlong, fit
 from luthier.data.problems import ProblemLog
 from luthier.data.prompts import (
@@ -142,6 +142,7 @@ class Renderer:
         self.train_on: TrainOn = "all" if self.is_lm else train_on
         self.max_length = max_length
         self.on_overlong: OnOverlong = on_overlong
+        self._known = known_characters(tokenizer)
         self._ends: dict[str, frozenset[int]] = {}
         special = sorted(special_tokens(tokenizer).values(), key=len, reverse=True)
         self._special_text = re.compile("|".join(map(re.escape, special)) or r"(?!)")
@@ -175,8 +176,8 @@ class Renderer:
                     tally.log.add("template", what, record.source, refusal_remedy(refusal))
             texts = [row.text for row in written]
             bounds = [[(span.start, span.end) for span in row.spans or ()] for row in written]
-            for row, tokens in zip(written, encode_with_cuts(self.tokenizer, texts, bounds)):
-                tally.lost += lost_characters(tokens, row.text)
+            for row, tokens in zip(written, encode_with_cuts(self.tokenizer, texts, bounds, self._known)):
+                tally.lost += lost_characters(row.text, self._known)
                 yield self._weigh(row, tokens)
 
     def _write(self, record: Record, tally: _Tally) -> _Written:
