@@ -8,6 +8,7 @@ thinking, a role called "model", system text moved into a user message, BOS writ
 from __future__ import annotations
 
 import functools
+import json
 from dataclasses import dataclass
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -182,7 +183,10 @@ def _trained(is_byte_level: bool) -> str:
             show_progress=False,
         )
     tokenizer.train_from_iterator(CORPUS, trainer)
-    return tokenizer.to_str()
+    written = json.loads(tokenizer.to_str())
+    # The trainer takes the bytes as special; in real tokenizers they are ordinary.
+    written["added_tokens"] = [token for token in written["added_tokens"] if token["content"] == "<unk>"]
+    return json.dumps(written)
 
 
 @functools.cache

@@ -80,6 +80,10 @@ def _text(row: Row, form: Format, log: ProblemLog) -> Record | None:
     value = row.value.get(form.columns["text"])
     if isinstance(value, list) and value and all(isinstance(v, str) for v in value):
         return Text("\n".join(value), row.source)
+    if isinstance(value, str) and not value.strip():
+        # Corpora such as WikiText have a blank row between articles: nothing to mend.
+        log.warn("empty text", f'"{form.columns["text"]}" is empty, so the row is left out.', row.source)
+        return None
     text = _string(row, form, "text", log)
     return None if text is None else Text(text, row.source)
 

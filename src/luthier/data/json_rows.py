@@ -101,13 +101,13 @@ def _read_lines(path: Path, log: ProblemLog) -> Iterator[Row]:
                 what = f"The line contains a NUL byte at offset {start + raw.index(0)}."
                 log.add("nul", what, where, r"remove them: tr -d '\000' < FILE > NEW")
                 continue
-            text = decode(raw, path, log, number, start)
+            text = decode(raw.rstrip(b"\r\n"), path, log, number, start)
             if text is None:
                 continue
             try:
                 value = json.loads(text)
             except json.JSONDecodeError as error:
-                _log_error(error, path, number, log, text.rstrip("\n"))
+                _log_error(error, path, number, log, text)
             except RecursionError:
                 log.add("json", "The row is nested too deeply.", f"{path}:{number}", "remove the row")
             else:

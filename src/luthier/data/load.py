@@ -80,7 +80,8 @@ def load_records(spec: DataSpec, base: Path | None = None, objective: Objective 
 
 def _read_one(name: str, rows: Iterator[Row], spec: DataSpec, objective: Objective, reading: _Reading) -> None:
     """Recognise one file by its first rows and convert all of them."""
-    head = list(itertools.islice(rows, LOOK_AHEAD))
+    wanted = LOOK_AHEAD if spec.limit is None else min(LOOK_AHEAD, spec.limit - len(reading.records))
+    head = list(itertools.islice(rows, wanted))
     if not head:
         return
     try:

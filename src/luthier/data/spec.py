@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from luthier.core.errors import DataError, Problem, did_you_mean
+from luthier.core.paths import locate
 
 FormatName = Literal["auto", "messages", "sharegpt", "alpaca", "dolly", "flan", "text"]
 
@@ -19,7 +20,8 @@ class DataSpec(BaseModel):
 
     path: str
     """A file (JSONL, JSON, CSV, TSV, Parquet, TXT, also as .gz), a folder of such files or one saved by `datasets`, a
-    pattern such as "data/*.jsonl", or "starter:NAME" for data that ship with Luthier. Relative to the recipe."""
+    pattern such as "data/*.jsonl", or "starter:NAME" for data that ship with Luthier. Looked up in the recipe's folder,
+    then in the working directory; a path typed on the command line the other way round."""
 
     format: FormatName = "auto"
     """How to read a row. "auto" recognises it from the columns and checks every row."""
@@ -46,7 +48,7 @@ def starter_folder() -> Path:
 
 
 def resolve_path(path: str, base: Path | None = None) -> Path:
-    """Return where `path` points: data that ship with Luthier, an absolute path, or one in the recipe's folder.
+    """Return where `path` points: data that ship with Luthier, or a path in `base` or else in the working directory.
 
     Raises:
         DataError: no starter data of that name.
@@ -61,5 +63,4 @@ def resolve_path(path: str, base: Path | None = None) -> Path:
                 Problem(f'There are no starter data "{name}".{near}', "data", f"choose one of: {', '.join(names)}")
             )
         return found
-    expanded = Path(path).expanduser()
-    return expanded if base is None or expanded.is_absolute() else base / expanded
+    return locate(path, (base, Path()) if base is not None else ())

@@ -19,6 +19,7 @@ def read_table(path: Path, log: ProblemLog, header: bool, tabs: bool) -> Iterato
     records = _plain_tsv(text) if tabs else None
     lines = iter(records) if records is not None else _csv_records(text, "\t" if tabs else _delimiter(text))
     names: list[str] | None = None
+    count = 0
     try:
         for line, cells in lines:
             if not any(cells):
@@ -38,7 +39,12 @@ def read_table(path: Path, log: ProblemLog, header: bool, tabs: bool) -> Iterato
                     'put cells that contain the separator or a line break in "quotes"',
                 )
                 continue
+            count += 1
             yield Row(dict(zip(names, cells)), f"{path}:{line}")
+        if names is not None and header and not count and not log.total:
+            what = f"The table has a header line and no rows: {_short_list(names)}."
+            remedy = "add rows; if that line is data, give positions: columns: {prompt: 1, answer: 2}"
+            log.add("no rows", what, f"{path}:1", remedy)
     except csv.Error as error:
         log.add("csv", f"Cannot read the table: {error}.", str(path), "save it as UTF-8 CSV with quoted cells")
 
@@ -64,7 +70,7 @@ def _delimiter(text: str) -> str:
 
 def _plain_tsv(text: str) -> list[tuple[int, list[str]]] | None:
     """Split at tabs when every line has the same number of them: quotation marks inside are then ordinary text."""
-    lines = [(i + 1, line.rstrip("\r").split("\t")) for i, line in enumerate(text.split("\n")) if line.strip()]
+    lines = [(i + 1, line.rstrip("\r").split("\t")) for i, line in enumerate(text.split("\n")) if line.strip(" \r")]
     if len({len(cells) for _, cells in lines}) != 1:
         return None
     return [(i, [_unquote(c) for c in cells]) for i, cells in lines]
