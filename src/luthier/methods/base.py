@@ -90,9 +90,7 @@ class Method(Component):
 
     def load(self, model: PreTrainedModel, folder: Path) -> None:
         """Read what `save` wrote into a model that `apply` has prepared."""
-        from safetensors.torch import load_file
-
-        self.load_state_dict(model, load_file(folder / TENSORS))
+        self.load_state_dict(model, read_tensors(folder / TENSORS))
 
     def merge(self, model: PreTrainedModel) -> PreTrainedModel:
         """Return a plain model with the same logits; by default the trained tensors already stand in their places."""
@@ -100,6 +98,26 @@ class Method(Component):
 
     def after_step(self, model: PreTrainedModel, step: int) -> None:
         """Act after an optimizer step (budgets, clipping of ranks); most methods have nothing to do."""
+
+
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file.
+
+    Raises:
+        RunError: the file is missing or damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not file.is_file():
+        remedy = "the folder was saved by another method, or a part of it was deleted"
+        raise RunError(Problem(f"There is no {file.name}.", where=str(file.parent), remedy=remedy))
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise RunError(
+            Problem(f"The file is damaged ({error}).", where=str(file), remedy="use another copy")
+        ) from error
 
 
 def trainable(model: nn.Module) -> dict[str, torch.nn.Parameter]:

@@ -54,10 +54,16 @@ class Full(Method):
     def load(self, model: PreTrainedModel, folder: Path) -> None:
         """Read a complete folder through transformers, which undoes what it renamed and split when it wrote it."""
         import torch
+        from safetensors import SafetensorError
 
         if not any(folder.glob("model*.safetensors")):
-            raise RunError(Problem("There is no model.safetensors.", where=str(folder)))
-        saved, info = type(model).from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+            remedy = "the folder was saved by another method, or a part of it was deleted"
+            raise RunError(Problem("There is no model.safetensors.", where=str(folder), remedy=remedy))
+        try:
+            saved, info = type(model).from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+        except (SafetensorError, OSError, RuntimeError) as error:  # damaged, unreadable, misshapen
+            remedy = "use another copy"
+            raise RunError(Problem(f"The model cannot be read ({error}).", where=str(folder), remedy=remedy)) from error
         # What the file lacks, transformers has filled with random numbers.
         tensors = {n: p.detach() for n, p in saved.named_parameters() if n not in info["missing_keys"]}
         self.load_state_dict(model, tensors)

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from luthier.core.errors import Problem, RunError
-from luthier.methods.base import Method, trainable
+from luthier.methods.base import Method, read_tensors, trainable
 from luthier.models.targets import linear_roles, match_linear
 
 if TYPE_CHECKING:
@@ -111,12 +110,7 @@ class Lora(Method):
         save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
     def load(self, model: PreTrainedModel, folder: Path) -> None:
-        from safetensors.torch import load_file
-
-        file = folder / "adapter_model.safetensors"
-        if not file.is_file():
-            raise RunError(Problem("There is no adapter_model.safetensors.", where=str(folder)))
-        self.load_state_dict(model, load_file(file))
+        self.load_state_dict(model, read_tensors(folder / "adapter_model.safetensors"))
 
     def merge(self, model: PreTrainedModel) -> PreTrainedModel:
         """Fold each update into its matrix and take PEFT's layers out again."""

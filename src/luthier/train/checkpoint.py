@@ -69,8 +69,8 @@ def save_checkpoint(
         raise disk_error(final, error) from error
     except Exception as error:
         shutil.rmtree(beside, ignore_errors=True)
-        # safetensors reports a full disk through its own exception type, with the system's words in it.
-        if "SafetensorError" in type(error).__name__ or "I/O" in str(error):
+        # safetensors and tokenizers report a full disk through exceptions of their own, with the system's words.
+        if "SafetensorError" in type(error).__name__ or "(os error " in str(error):
             raise disk_error(final, OSError(0, str(error))) from error
         raise
     _delete_old(stage, keep, extra.get("best_step"))
