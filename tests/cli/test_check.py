@@ -221,7 +221,7 @@ def test_an_unknown_template_is_told(recipe: Path):
 
 
 def test_a_tracker_that_is_not_installed_is_told_before_training(recipe: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("luthier.cli.check.find_spec", lambda name: None)
+    monkeypatch.setattr("luthier.train.hooks.trackers.find_spec", lambda name: None)
     [problem] = problems_of(recipe, "log_to=wandb")
     assert problem.remedy == 'pip install "luthier[wandb]"'
 

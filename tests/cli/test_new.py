@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from luthier.cli.check import examine
 from luthier.cli.new import recipe_text, run
 from luthier.core.component import kinds
 from luthier.core.errors import RecipeError
 from luthier.run.config import Recipe, load_recipe
 from luthier.run.draft import read_draft
+from luthier.run.examine import examine
 
 
 @pytest.mark.parametrize("method", kinds("method"))
@@ -21,10 +21,9 @@ def test_a_new_recipe_passes_the_check(method: str, tmp_path: Path, capsys: pyte
     run(path, method)
     assert f"luthier train {path}" in capsys.readouterr().out
     # from_scratch: the starter's weights need not be there to say that the recipe is right
-    recipe, found = examine(read_draft(path, ["model.from_scratch=true"]))
+    found = examine(read_draft(path, ["model.from_scratch=true"]))
     assert found.problems == []
-    assert recipe is not None
-    assert recipe.method.kind == method
+    assert found.require().method.kind == method
     assert max(map(len, path.read_text().splitlines())) <= 120
 
 

@@ -148,6 +148,51 @@ def test_every_key_knows_its_line(tmp_path: Path):
     assert recipe.name == "recipe"
 
 
+LOOK_UPS = [
+    ("data: {0}", [], "beside"),  # what the file names is looked up beside the file first
+    ("data: starter:stories", ["data={0}"], "here"),  # what is typed, in the working directory
+    ("data: {{path: {0}}}", ["data.limit=3"], "beside"),
+    ("data: {{path: only-here.jsonl}}", [], "here"),
+    ("data: x", ["data.path=only-beside.jsonl"], "beside"),
+]
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows*.jsonl"])
+@pytest.mark.parametrize(("lines", "overrides", "where"), LOOK_UPS)
+def test_a_path_is_looked_up_in_the_folder_of_the_recipe_or_where_one_is(
+    lines: str, overrides: list[str], where: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for folder in ("here", "beside"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "rows.jsonl").touch()
+        (tmp_path / folder / f"only-{folder}.jsonl").touch()
+    monkeypatch.chdir(tmp_path / "here")
+    (tmp_path / "beside" / "recipe.yaml").write_text(f"model: starter\nmethod: lora\n{lines.format(name)}\n")
+    recipe = load_recipe(Path("../beside/recipe.yaml"), [o.format(name) for o in overrides])
+    found = Path(recipe.located().data.path)
+    assert found.is_absolute()
+    assert found.parent == tmp_path / where
+
+
+def test_models_templates_and_tasks_are_looked_up_as_data_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    home = tmp_path / "home"
+    (home / "model").mkdir(parents=True)
+    (home / "t.jinja").touch()
+    tasks = "evaluate: [{name: a, data: a.jsonl, metric: loss}]"
+    lines = f"model: {{path: model, chat_template: t.jinja}}\nmethod: lora\ndata: {home}/x.jsonl\n{tasks}\n"
+    (home / "recipe.yaml").write_text(lines)
+    monkeypatch.chdir(tmp_path)
+    located = load_recipe(Path("home/recipe.yaml")).located()
+    assert located.model.path == str(home / "model")
+    assert located.model.chat_template == str(home / "t.jinja")
+    assert located.data.path == str(home / "x.jsonl")
+    assert located.evaluate[0].data.path == str(home / "a.jsonl")
+    kept = parse_recipe(located.dump())
+    assert kept.located() == located
+    for name in ("starter", "org/model"):
+        assert parse_recipe(GOOD | {"model": name}).located().model.path == name
+
+
 def test_a_recipe_without_a_file_names_its_keys():
     assert parse_recipe(GOOD).place("method.rank") == "method.rank"
 

@@ -14,8 +14,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from luthier.core.errors import ModelError, Problem, did_you_mean
+from luthier.core.paths import locate
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "tekken.json",
+    "sentencepiece.bpe.model",
+)
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length")
 _MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 _LFS_POINTER = b"version https://git-lfs"
@@ -99,21 +108,29 @@ def find_folder(name: str, base: Path | None = None, revision: str | None = None
     Raises:
         ModelError: the name is a path, and there is no such folder.
     """
+    return local_folder(name, base) or _cached(name, revision or "main")
+
+
+def local_folder(name: str, base: Path | None = None) -> Path | None:
+    """Return the absolute path of a model that is no hub model: `starter`, or a folder; None for a hub id.
+
+    Raises:
+        ModelError: the name is a path, and there is no such folder.
+    """
     if name == "starter":
         return Path(__file__).parent.parent / "starter"
-    path = Path(name).expanduser()
-    for place in (path, (base or Path()) / path):
-        if place.is_dir():
-            return place
-        if place.is_file():
-            raise ModelError(Problem("This is a file; a model is a folder.", name, f"give its folder: {place.parent}"))
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+    path = locate(name, (base, Path()) if base is not None else ()).absolute()
+    if path.is_dir():
+        return path
+    if path.is_file():
+        raise ModelError(Problem("This is a file; a model is a folder.", name, f"give its folder: {path.parent}"))
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith("/"):
         near = sorted(p.parent.name for p in path.parent.glob("*/config.json")) if path.parent.is_dir() else []
         remedy = (
             f"models there: {', '.join(near)}" if near else "give a folder with a config.json, a hub id, or starter"
         )
         raise ModelError(Problem(f"There is no such model folder.{did_you_mean(path.name, near)}", name, remedy))
-    return _cached(name, revision or "main")
+    return None
 
 
 def _cached(name: str, revision: str) -> Path | None:

@@ -6,37 +6,18 @@ Missing, superfluous and misshapen tensors are errors here: transformers fills g
 from __future__ import annotations
 
 import hashlib
-import json
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from luthier.core.errors import ModelError, Problem
 from luthier.models.causal import CausalModel, probe
+from luthier.models.files import inspect_model, local_folder
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 DType = Literal["auto", "float32", "bfloat16"]
-
-
-def model_folder(name: str, base: Path | None = None) -> str:
-    """Return where a model lies: `starter` and folders become paths; anything else is a hub id and stays as it is."""
-    if name == "starter":
-        return str(files("luthier.starter"))
-    for root in (Path(), base or Path()):
-        if (root / name).expanduser().is_dir():
-            return str((root / name).expanduser())
-    looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1
-    if looks_local:
-        beside = Path(name).expanduser().parent
-        near = sorted(p.parent.name for p in beside.glob("*/config.json")) if beside.is_dir() else []
-        remedy = (
-            f"models there: {', '.join(near)}" if near else "give a folder with a config.json, a hub id, or starter"
-        )
-        raise ModelError(Problem("There is no such model folder.", where=name, remedy=remedy))
-    return name
 
 
 def load_model(
@@ -50,8 +31,9 @@ def load_model(
     seed: int = 0,
     device: str | None = None,
     frozen_in_16_bits: bool = False,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> CausalModel:
-    """Load model and tokenizer, check every weight, and try the fast paths.
+    """Load model and tokenizer (unless one is given), check every weight, and try the fast paths.
 
     Weights are float32, the compute dtype is set through autocast. With `frozen_in_16_bits` they are kept in the
     compute dtype, for methods that leave nearly all of them frozen (the few trained ones go back to float32).
@@ -61,13 +43,13 @@ def load_model(
     """
     import torch
 
-    where = model_folder(name, base)
+    where = check_folder(name, base, revision, from_scratch)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     compute = choose_dtype(dtype, device)
-    tokenizer = load_tokenizer(where, revision, trust_remote_code)
+    tokenizer = tokenizer or load_tokenizer(where, revision, trust_remote_code)
     stored = compute if frozen_in_16_bits else torch.float32
     if from_scratch:
-        module = _random_model(where, trust_remote_code, seed)
+        module = _random_model(where, revision, trust_remote_code, seed)
     else:
         module = _pretrained(where, revision, trust_remote_code, stored)
         _refuse_non_finite(module, where)
@@ -77,6 +59,18 @@ def load_model(
     probe(model)
     model.autocast = compute if compute is not torch.float32 else None
     return model
+
+
+def check_folder(name: str, base: Path | None = None, revision: str | None = None, from_scratch: bool = False) -> str:
+    """Return where a model is loaded from: the absolute path of a folder, or the id of a hub model.
+
+    Raises:
+        ModelError: with everything that would stop it from loading.
+    """
+    _, problems = inspect_model(name, base, revision=revision, from_scratch=from_scratch)
+    if problems:
+        raise ModelError(*problems)
+    return str(local_folder(name, base) or name)
 
 
 def choose_dtype(dtype: DType, device: str) -> torch.dtype:
@@ -101,36 +95,29 @@ def load_tokenizer(where: str, revision: str | None = None, trust_remote_code: b
     """
     from transformers import AutoTokenizer
 
-    folder = Path(where)
-    if folder.is_dir() and not any((folder / n).is_file() for n in _TOKENIZER_FILES):
-        raise ModelError(
-            Problem(
-                "The model folder has no tokenizer.",
-                where=where,
-                remedy=f"copy the model's tokenizer files into it ({', '.join(_TOKENIZER_FILES[:3])}, …)",
-            )
-        )
     try:
         return AutoTokenizer.from_pretrained(where, revision=revision, trust_remote_code=trust_remote_code)
     except Exception as error:  # transformers raises a dozen kinds here; each becomes the user's message, by name
         raise _load_error("tokenizer", where, error) from error
 
 
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "vocab.json",
-    "vocab.txt",
-    "spiece.model",
-    "tekken.json",
-    "sentencepiece.bpe.model",
-)
+def load_config(where: str, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """Return the config of a model folder or hub id.
+
+    Raises:
+        ModelError: there is none, or it cannot be read.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(where, revision=revision, trust_remote_code=trust_remote_code)
+    except Exception as error:  # as above
+        raise _load_error("config", where, error) from error
 
 
 def _pretrained(where: str, revision: str | None, trust_remote_code: bool, dtype: torch.dtype) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
-    _check_folder(where)
     try:
         module, info = AutoModelForCausalLM.from_pretrained(
             where,
@@ -160,48 +147,27 @@ def _pretrained(where: str, revision: str | None, trust_remote_code: bool, dtype
     return module
 
 
-def _random_model(where: str, trust_remote_code: bool, seed: int) -> PreTrainedModel:
+def _random_model(where: str, revision: str | None, trust_remote_code: bool, seed: int) -> PreTrainedModel:
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
+    config = load_config(where, revision, trust_remote_code)
+    torch.manual_seed(seed)
     try:
-        config = AutoConfig.from_pretrained(where, trust_remote_code=trust_remote_code)
-        torch.manual_seed(seed)
-        return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    except Exception as error:
-        raise _load_error("config", where, error) from error
-
-
-def _check_folder(where: str) -> None:
-    folder = Path(where)
-    if not folder.is_dir():
-        return
-    config = folder / "config.json"
-    if not config.is_file():
-        adapter = (folder / "adapter_config.json").is_file()
-        remedy = (
-            "this is an adapter; give the model it was trained on, or export it first: luthier export RUN --to hf OUT"
-            if adapter
-            else "give the folder that holds config.json and the weights"
-        )
-        raise ModelError(Problem("The model folder has no config.json.", where=where, remedy=remedy))
-    try:
-        json.loads(config.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ModelError(Problem(f"config.json cannot be read: {error}.", where=str(config))) from error
-    if not any(folder.glob("*.safetensors")):
-        pickled = sorted(p.name for p in folder.glob("*.bin"))
-        remedy = (
-            f"{pickled[0]} is a pickle, which can run code when opened; convert it to safetensors first"
-            if pickled
-            else "put model.safetensors beside config.json, or train from scratch with model.from_scratch=true"
-        )
-        raise ModelError(Problem("The model folder has no safetensors weights.", where=where, remedy=remedy))
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=trust_remote_code)
+    except Exception as error:  # as above
+        raise _load_error("model", where, error) from error
 
 
 def _refuse_non_finite(module: PreTrainedModel, where: str) -> None:
-    # A sum is finite only if every term is (or the sum overflows, which float64 does not at these sizes).
-    bad = [n for n, p in module.named_parameters() if not bool(p.detach().sum(dtype=_float64()).isfinite())]
+    import torch
+
+    bad = []
+    for name, parameter in module.named_parameters():
+        # The extremes are NaN when any number is; found in one pass without a copy of the tensor.
+        extremes = torch.stack(torch.aminmax(parameter.detach()))
+        if not bool(extremes.isfinite().all()):
+            bad.append(name)
     if bad:
         raise ModelError(
             Problem(
@@ -210,12 +176,6 @@ def _refuse_non_finite(module: PreTrainedModel, where: str) -> None:
                 remedy="the file is damaged or comes from a run that diverged; use an earlier checkpoint",
             )
         )
-
-
-def _float64() -> torch.dtype:
-    import torch
-
-    return torch.float64
 
 
 def _check_vocabulary(module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, where: str) -> None:

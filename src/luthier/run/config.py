@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -30,6 +30,7 @@ from pydantic_core import PydanticCustomError
 from luthier.core.component import Component, StageFacts, component_class, kinds
 from luthier.core.errors import Problem, RecipeError
 from luthier.data.spec import DataSpec
+from luthier.data.templates import TEMPLATES
 from luthier.methods.base import Method
 from luthier.objectives.base import Objective
 from luthier.optim.schedules import Schedule
@@ -37,6 +38,7 @@ from luthier.run.cross_checks import cross_problems, idle_keys
 from luthier.run.draft import Draft, read_draft
 from luthier.run.explain import explain
 from luthier.run.fields import refuse_booleans
+from luthier.run.yaml_lines import KeyPath
 
 _CONFIG = ConfigDict(
     extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False, coerce_numbers_to_str=True
@@ -76,7 +78,8 @@ class ModelSpec(BaseModel):
 
     path: str = Field(min_length=1)
     """A folder in Hugging Face form, a hub id such as Qwen/Qwen3-0.6B, or "starter": the small model that comes with
-    Luthier."""
+    Luthier. A folder is looked up in the recipe's folder, then in the working directory; one typed on the command line
+    the other way round."""
 
     revision: str | None = None
     """Branch, tag or commit of a hub model. Without it: the newest."""
@@ -85,7 +88,8 @@ class ModelSpec(BaseModel):
     """Run Python code that comes with the model. Read that code first: it can do anything you can."""
 
     chat_template: str | None = None
-    """A .jinja file, or the name of a template that Luthier knows, in place of the model's own."""
+    """A .jinja file (looked up like the model's folder), or the name of a template that Luthier knows, in place of the
+    model's own."""
 
     from_scratch: bool = False
     """Start from random weights in the shape of config.json instead of the trained ones."""
@@ -94,6 +98,9 @@ class ModelSpec(BaseModel):
     @classmethod
     def _short_form(cls, value: object) -> object:
         return {"path": value} if isinstance(value, str) else value
+
+
+Part = TypeVar("Part", ModelSpec, DataSpec)
 
 
 class EvalTask(BaseModel):
@@ -156,7 +163,7 @@ class Recipe(BaseModel):
     """Lay sequences end to end instead of padding them. They never see each other; the result is the same, sooner."""
 
     run: str | None = Field(default=None, min_length=1)
-    """The folder of the run. Without it: runs/ and the name of the recipe."""
+    """The folder of the run, in the working directory. Without it: runs/ and the name of the recipe."""
 
     epochs: float = Field(default=1, gt=0)
     """How many times to go through the data; 0.5 is half of it."""
@@ -242,7 +249,7 @@ class Recipe(BaseModel):
 
     @property
     def base(self) -> Path | None:
-        """The folder of the recipe file: where relative paths are looked up after the working directory."""
+        """The folder of the recipe file: where relative paths are looked up first."""
         return self._draft.base if self._draft else None
 
     @property
@@ -264,6 +271,21 @@ class Recipe(BaseModel):
         rate = self.learning_rate if self.learning_rate is not None else self.method.default_learning_rate
         final = self.final_checkpoint or ("best" if self.early_stopping else "last")
         return self.model_copy(update={"learning_rate": rate, "final_checkpoint": final})
+
+    def located(self) -> Self:
+        """Return the recipe with absolute paths, so that it means the same wherever it is read again."""
+        draft = self._draft or Draft({})
+        update: dict[str, object] = {
+            "model": locate_part(self.model, draft, ("model",)),
+            "data": locate_part(self.data, draft, ("data",)),
+            "evaluate": tuple(
+                task.model_copy(update={"data": locate_part(task.data, draft, ("evaluate", index, "data"))})
+                for index, task in enumerate(self.evaluate)
+            ),
+        }
+        if self.eval_data is not None:
+            update["eval_data"] = locate_part(self.eval_data, draft, ("eval_data",))
+        return self.model_copy(update=update)
 
     def dump(self) -> dict[str, object]:
         """Return all that has an effect, as plain values; `parse_recipe` makes an equal recipe of them."""
@@ -343,6 +365,22 @@ def parse_part(draft: Draft, key: Literal["model", "data", "eval_data"]) -> Mode
         return (ModelSpec if key == "model" else DataSpec).model_validate(draft.values.get(key))
     except ValidationError:
         return None
+
+
+def locate_part(part: Part, draft: Draft, key: KeyPath) -> Part:
+    """Return a model or data spec with absolute paths. What is no path stays: starter, hub ids, names of templates."""
+    update: dict[str, object] = {}
+    if isinstance(part, DataSpec):
+        if not part.path.startswith("starter:"):
+            update["path"] = str(draft.locate((*key, "path"), part.path))
+    else:
+        folder, template = draft.locate((*key, "path"), part.path), part.chat_template
+        if part.path != "starter" and folder.exists():
+            update["path"] = str(folder)
+        if template is not None and template not in TEMPLATES:
+            file = draft.locate((*key, "chat_template"), template)
+            update["chat_template"] = str(file) if file.is_file() else template
+    return part.model_copy(update=update)
 
 
 def _without(broken: Set[str], draft: Draft) -> Recipe:

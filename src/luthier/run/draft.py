@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from luthier.core.errors import Problem
+from luthier.core.paths import locate
 from luthier.run.yaml_lines import Document, KeyPath, parse_value, read_document
 
 # What a single word stands for where a mapping may stand: `method: lora` is `method: {kind: lora}`.
@@ -54,6 +55,20 @@ class Draft:
         if inside:
             return inside[0]
         return str(self.path) if self.path else ".".join(map(str, key))
+
+    def locate(self, key: KeyPath, path: str) -> Path:
+        """Return the absolute path that the key's value means; see `core.paths` for where it is looked up."""
+        here = Path.cwd()
+        if self.base is None:
+            return locate(path, (here,))
+        return locate(path, (here, self.base) if self._is_typed(key) else (self.base, here))
+
+    def _is_typed(self, key: KeyPath) -> bool:
+        """Return whether the key's value comes from the command line, not from the file."""
+        for length in range(len(key), 0, -1):
+            if key[:length] in self.overrides or key[:length] in self.lines:
+                return key[:length] in self.overrides
+        return False
 
     def line(self, key: KeyPath) -> int:
         """Return the line of a key or of the mapping around it; 0 where it stands in no file."""

@@ -1,0 +1,187 @@
+"""Everything that can be wrong before a model is loaded: the recipe, the model's folder and every row, in one pass.
+
+`luthier check` ends here; `luthier train` and `resume` begin here, so that nothing is found later that could be found
+at once. Imports neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from luthier.core.errors import DataError, MissingExtra, ModelError, Problem, RecipeError, UserError, did_you_mean
+from luthier.data.load import Records, load_records, split
+from luthier.data.records import Conversation, Record
+from luthier.data.spec import DataSpec
+from luthier.data.templates import TEMPLATES
+from luthier.models.files import ModelFacts, inspect_model
+from luthier.run.config import EvalTask, ModelSpec, Recipe, locate_part, parse_draft, parse_part
+from luthier.run.draft import Draft
+from luthier.run.yaml_lines import KeyPath
+from luthier.train.hooks.trackers import require_trackers
+
+DEFAULT_MAX_LENGTH = 2048
+
+DataForm = Literal["sft", "lm"]
+
+
+@dataclass
+class Examined:
+    """A recipe with what it names, and all that is wrong with it.
+
+    Attributes:
+        recipe: as it is written; None where it is broken.
+        recipe_problems, model_problems, data_problems: by where they come from; warnings among them.
+        model: what the model's folder says.
+        data, eval_data: the rows that the recipe names.
+        train_records, held_records: those trained on, and those set aside.
+        tasks: the recipe's measurements with their rows.
+    """
+
+    recipe: Recipe | None
+    recipe_problems: list[Problem]
+    model_problems: list[Problem] = field(default_factory=list)
+    data_problems: list[Problem] = field(default_factory=list)
+    model: ModelFacts = field(default_factory=lambda: ModelFacts(None))
+    data: Records | None = None
+    eval_data: Records | None = None
+    train_records: Sequence[Record] = ()
+    held_records: Sequence[Record] = ()
+    tasks: list[tuple[EvalTask, Records]] = field(default_factory=list)
+
+    @property
+    def problems(self) -> list[Problem]:
+        """All problems, those of the recipe first."""
+        return [*self.recipe_problems, *self.model_problems, *self.data_problems]
+
+    @property
+    def warnings(self) -> list[Problem]:
+        return [problem for problem in self.problems if problem.severity == "warning"]
+
+    def require(self, *more: Problem) -> Recipe:
+        """Return the recipe if nothing stands against running it.
+
+        Args:
+            more: what else is wrong, to be told at the same time.
+
+        Raises:
+            RecipeError, ModelError, DataError: with every problem, warnings included.
+        """
+        kinds = {
+            RecipeError: [*self.recipe_problems, *more],
+            ModelError: self.model_problems,
+            DataError: self.data_problems,
+        }
+        wrong = [kind for kind, problems in kinds.items() if any(p.severity == "error" for p in problems)]
+        if wrong or self.recipe is None:
+            # What is wrong in several places is the recipe's matter, which names them all.
+            raise (wrong[0] if len(wrong) == 1 else RecipeError)(*more, *self.problems)
+        return self.recipe
+
+    def release_rows(self) -> None:
+        """Forget the rows, which are as large as the data; only what counts them stays."""
+        self.train_records = self.held_records = ()
+        self.tasks = []
+        self.data = replace(self.data, records=()) if self.data is not None else None
+        self.eval_data = replace(self.eval_data, records=()) if self.eval_data is not None else None
+
+
+def examine(draft: Draft) -> Examined:
+    """Read everything that a recipe names and collect what is wrong; a broken key does not hide what others name."""
+    recipe, problems = parse_draft(draft)
+    found = Examined(recipe, problems)
+    model = parse_part(draft, "model")
+    if isinstance(model, ModelSpec):
+        named = locate_part(model, draft, ("model",))
+        found.model, found.model_problems = inspect_model(
+            named.path, draft.base, revision=named.revision, from_scratch=named.from_scratch
+        )
+        found.recipe_problems += _missing_template(named, draft)
+    form = _data_form(draft, recipe)
+    found.data = _read(parse_part(draft, "data"), ("data",), draft, form, found)
+    found.eval_data = _read(parse_part(draft, "eval_data"), ("eval_data",), draft, form, found)
+    if recipe is not None:
+        for index, task in enumerate(recipe.evaluate):
+            # A task may measure plain text whatever is trained on, so nothing is refused for having no answer.
+            form = "sft" if task.metric == "exact_match" else "lm"
+            rows = _read(task.data, ("evaluate", index, "data"), draft, form, found)
+            if rows is not None:
+                found.tasks.append((task, rows))
+        _split(recipe, found)
+        found.recipe_problems += _missing_trackers(recipe)
+        found.recipe_problems += misfits(recipe, found.model, found.data)
+    return found
+
+
+def misfits(recipe: Recipe, model: ModelFacts, data: Records | None) -> list[Problem]:
+    """Return what does not fit between a recipe, its model and its data, as far as the model's config is known."""
+    if not model.config:
+        return []
+    known = set(recipe.component_problems())
+    problems = [p for p in recipe.component_problems(model.config) if p not in known]
+    context = model.context_length
+    if recipe.max_length is not None and context is not None and recipe.max_length > context:
+        what = f"max_length is {recipe.max_length}, but the model was built for {context} positions."
+        problems.append(Problem(what, recipe.place("max_length"), f"set max_length to {context} or less"))
+    talk = next((r for r in data.records if isinstance(r, Conversation)), None) if data is not None else None
+    is_without = not model.has_template and recipe.model.chat_template is None
+    if talk is not None and is_without and recipe.objective.data_form == "conversation":
+        what = f"The model {recipe.model.path} has no chat template, so conversations cannot be written for it."
+        remedy = "choose one: model.chat_template: chatml (or alpaca, plain, or a .jinja file)"
+        problems.append(Problem(what, talk.source, remedy))
+    return problems
+
+
+def longest_sequence(recipe: Recipe, model: ModelFacts) -> int:
+    """Return the longest sequence in tokens: as the recipe says, else what the model can take, within reason."""
+    return recipe.max_length or min(model.context_length or DEFAULT_MAX_LENGTH, DEFAULT_MAX_LENGTH)
+
+
+def _data_form(draft: Draft, recipe: Recipe | None) -> DataForm:
+    if recipe is not None:
+        return "lm" if recipe.objective.data_form == "text" else "sft"
+    named = draft.values.get("objective")
+    return "lm" if "lm" in (named, named.get("kind") if isinstance(named, dict) else None) else "sft"
+
+
+def _read(spec: object, key: KeyPath, draft: Draft, form: DataForm, found: Examined) -> Records | None:
+    if not isinstance(spec, DataSpec):
+        return None
+    try:
+        records = load_records(locate_part(spec, draft, key), objective=form)
+    except UserError as error:  # DataError, or a library that is not installed
+        found.data_problems += error.problems
+        return None
+    found.data_problems += records.problems
+    return records
+
+
+def _split(recipe: Recipe, found: Examined) -> None:
+    if found.data is None:
+        return
+    try:
+        found.train_records, found.held_records = split(found.data.records, recipe.eval_fraction, recipe.seed)
+    except DataError as error:
+        found.data_problems += [replace(p, where=recipe.place("eval_fraction")) for p in error.problems]
+    if found.eval_data is not None:
+        found.held_records = found.eval_data.records
+
+
+def _missing_template(model: ModelSpec, draft: Draft) -> list[Problem]:
+    name = model.chat_template
+    if name is None or name in TEMPLATES or draft.locate(("model", "chat_template"), name).is_file():
+        return []
+    what = f'There is no chat template "{name}".{did_you_mean(name, TEMPLATES)}'
+    remedy = f"choose one of {', '.join(sorted(TEMPLATES))}, or a .jinja file"
+    return [Problem(what, draft.place(("model", "chat_template")), remedy)]
+
+
+def _missing_trackers(recipe: Recipe) -> list[Problem]:
+    problems = []
+    for name in recipe.log_to:
+        try:
+            require_trackers([name])
+        except MissingExtra as error:
+            problems += [replace(p, where=recipe.place("log_to")) for p in error.problems]
+    return problems
