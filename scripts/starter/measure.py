@@ -3,8 +3,8 @@
     python scripts/starter/measure.py MODEL --stories OUT/heldout.jsonl
 
 Bits per byte compare models with different tokenizers. A story counts from its first byte to its last, without the
-token that ends it. A model with a bos token predicts the first token from it; the first token of a model without one has
-nothing before it and is charged as a draw from the whole vocabulary.
+token that ends it. A model with a bos token predicts the first token from it; the first token of a model without one
+has nothing before it and is charged as a draw from the whole vocabulary.
 """
 
 import argparse

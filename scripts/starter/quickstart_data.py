@@ -27,6 +27,7 @@ Row = dict[str, list[dict[str, str]]]
 EVAL_NAMES = words(
     "Nora, Grace, Ivy, Clara, Holly, Finn, Hugo, Luke, Owen, Theo, Pepper, Honey, 小芳, 小梅, 小青, 小龙, 小海, 小石"
 )
+YES_OR_NO, SHARE_YES_OR_NO = "yes/no", 0.1
 PEOPLE = english.GIRLS + english.BOYS
 ANIMALS = [*english.ANIMALS, *words("wolf, horse, sheep, parrot, swan, crab, whale, dolphin, seal, camel")]
 PLACES = words("""
@@ -80,8 +81,8 @@ def yes_or_no(
 ) -> tuple[str, str, str]:
     """Ask for the truth or, half of the time, for something else of its kind."""
     if rng.random() < 0.5:
-        return "yes/no", question(truth), words_of[0]
-    return "yes/no", question(rng.choice([other for other in others if other != truth])), words_of[1]
+        return YES_OR_NO, question(truth), words_of[0]
+    return YES_OR_NO, question(rng.choice([other for other in others if other != truth])), words_of[1]
 
 
 def person_story(rng: random.Random, names: list[str]) -> Story:
@@ -97,16 +98,14 @@ def person_story(rng: random.Random, names: list[str]) -> Story:
     )
     who = rng.choice(["Who is the story about?", "Who is this story about?", "Who is it about?"])
     where = rng.choice([f"Where was {x}?", f"Where was {x} that day?", "Where did it happen?"])
-    story.questions += [("who", who, f"It is about {x}."), ("where", where, f"{place.capitalize()}.")]
+    story.questions += [("who", who, f"It is about {x}."), ("where", where, f"It was {place}.")]
     story.questions.append(yes_or_no(rng, lambda it: f"Was {x} {it}?", place, PLACES, ("Yes.", "No.")))
     _add_middle(story, rng, x, He)
     if rng.random() < 0.6:
         story.sentences.append(
             rng.choice([f"{He} felt {feeling}.", f"{He} was {feeling}.", f"In the end, {he} was {feeling}."])
         )
-        story.questions.append(
-            ("feel", rng.choice([f"How did {x} feel?", f"How was {x}?"]), f"{feeling.capitalize()}.")
-        )
+        story.questions.append(("feel", rng.choice([f"How did {x} feel?", f"How was {x}?"]), f"{He} was {feeling}."))
         story.questions.append(yes_or_no(rng, lambda it: f"Was {x} {it}?", feeling, FEELINGS, ("Yes.", "No.")))
     else:
         story.sentences.append(rng.choice([f"Then {y} came.", f"A friend named {y} came too.", f"{He} met {y}."]))
@@ -120,7 +119,7 @@ def _add_middle(story: Story, rng: random.Random, x: str, He: str) -> None:
     if kind == "food":
         food = rng.choice(english.FOODS)
         story.sentences.append(f"{He} ate {a(food)}.")
-        story.questions.append(("what", f"What did {x} eat?", f"{a(food).capitalize()}."))
+        story.questions.append(("what", f"What did {x} eat?", f"It was {a(food)}."))
     elif kind == "action":
         action = rng.choice(ACTIONS)
         story.sentences.append(f"{He} {action}.")
@@ -128,12 +127,12 @@ def _add_middle(story: Story, rng: random.Random, x: str, He: str) -> None:
     else:
         color, thing, (base, past) = rng.choice(COLORS), rng.choice(OBJECTS), rng.choice(VERBS)
         story.sentences.append(f"{He} {past} {a(f'{color} {thing}')}.")
-        story.questions.append(("what", f"What did {x} {base}?", f"{a(f'{color} {thing}').capitalize()}."))
+        story.questions.append(("what", f"What did {x} {base}?", f"It was {a(f'{color} {thing}')}."))
         story.questions.append(
             (
                 "color",
                 rng.choice([f"What color was the {thing}?", f"Which color did the {thing} have?"]),
-                f"{color.capitalize()}.",
+                f"It was {color}.",
             )
         )
         story.questions.append(yes_or_no(rng, lambda it: f"Did {x} {base} {a(it)}?", thing, OBJECTS, ("Yes.", "No.")))
@@ -155,23 +154,21 @@ def animal_story(rng: random.Random, names: list[str]) -> Story:
         (
             "animal",
             rng.choice([f"What animal was {x}?", f"What kind of animal was {x}?"]),
-            f"{a(animal).capitalize()}.",
+            f"It was {a(animal)}.",
         ),
         ("who", rng.choice(["Who is the story about?", "Who is it about?"]), f"It is about {x}."),
-        ("where", rng.choice([f"Where was {x}?", f"Where was the {animal}?"]), f"{place.capitalize()}."),
+        ("where", rng.choice([f"Where was {x}?", f"Where was the {animal}?"]), f"It was {place}."),
         yes_or_no(rng, lambda it: f"Was {x} {a(it)}?", animal, ANIMALS, ("Yes.", "No.")),
     ]
     if rng.random() < 0.5:
         story.sentences.append(rng.choice([f"One day, it met {a(other)}.", f"One day, it saw {a(other)}."]))
         base = "meet" if "met" in story.sentences[-1] else "see"
-        story.questions.append(("what", f"What did {x} {base}?", f"{a(other).capitalize()}."))
+        story.questions.append(("what", f"What did {x} {base}?", f"It was {a(other)}."))
     else:
         story.sentences.append(
             rng.choice([f"{x} was {feeling}.", f"It felt {feeling}.", f"One day, it was {feeling}."])
         )
-        story.questions.append(
-            ("feel", rng.choice([f"How did {x} feel?", f"How was {x}?"]), f"{feeling.capitalize()}.")
-        )
+        story.questions.append(("feel", rng.choice([f"How did {x} feel?", f"How was {x}?"]), f"It was {feeling}."))
     return story
 
 
@@ -179,33 +176,38 @@ def chinese_tale(rng: random.Random, names: list[str]) -> Story:
     """The same in Chinese: who, where, what, how it felt."""
     x = rng.choice([name for name in names if name in chinese.GIRLS + chinese.BOYS])
     pronoun, place, feeling = "她" if x in chinese.GIRLS else "他", rng.choice(PLACES_ZH), rng.choice(FEELINGS_ZH)
-    start = rng.choice([f"有一天，{x}在{place}玩。", f"{x}在{place}。", f"{x}一个人在{place}。"])
+    start = rng.choice([f"有一天，{x}在{place}。", f"{x}在{place}。", f"那天，{x}在{place}。"])
     verb, thing = rng.choice(VERBS_ZH), rng.choice([*chinese.TOYS, *chinese.FOODS])
-    middle = rng.choice([f"{pronoun}{verb}了{thing}。", f"后来，{pronoun}{verb}了{thing}。"])
-    if verb == "想要":
-        middle = f"{pronoun}想要{thing}。"
+    did = verb if verb == "想要" else f"{verb}了"
+    middle = rng.choice([f"{pronoun}{did}{thing}。", f"然后，{pronoun}{did}{thing}。"])
     story = Story(
         [
             start,
             middle,
-            rng.choice([f"{pronoun}很{feeling}。", f"{pronoun}觉得很{feeling}。", f"最后，{pronoun}很{feeling}。"]),
+            rng.choice([f"{pronoun}很{feeling}。", f"后来，{pronoun}很{feeling}。", f"最后，{pronoun}很{feeling}。"]),
         ],
         [],
     )
-    asked = f"{x}想要什么？" if verb == "想要" else f"{x}{verb}了什么？"
+    asked = f"{x}{did}什么？"
     story.questions = [
         ("谁", rng.choice(["这个故事说的是谁？", "故事里的人是谁？"]), f"{x}。"),
-        ("哪里", rng.choice([f"{x}在哪里？", f"{x}那天在哪里？"]), f"{place}。"),
-        ("什么", asked, f"{thing}。"),
-        ("怎么样", rng.choice([f"{x}觉得怎么样？", f"{x}的心情怎么样？"]), f"{feeling}。"),
+        ("哪里", rng.choice([f"{x}在哪里？", f"{x}那天在哪里？"]), f"{x}在{place}。"),
+        ("什么", asked, f"{pronoun}{did}{thing}。"),
+        ("怎么样", rng.choice([f"{x}觉得怎么样？", f"{x}的心情怎么样？"]), f"{pronoun}很{feeling}。"),
         yes_or_no(rng, lambda it: f"{x}{it}吗？", feeling, FEELINGS_ZH, ("是的。", "不是。")),
     ]
     return story
 
 
 def ask(story: Story, rng: random.Random, n_questions: int) -> Row:
-    """Put the story and its first question in one message; further questions follow."""
-    drawn = rng.sample(story.questions, n_questions)
+    """Put the story and its first question in one message; further questions follow.
+
+    Judging is much harder for so small a model than finding, so few questions ask for yes or no.
+    """
+    plain = [question for question in story.questions if question[0] != YES_OR_NO]
+    drawn = rng.sample(plain, n_questions)
+    if rng.random() < SHARE_YES_OR_NO:
+        drawn[-1] = rng.choice([question for question in story.questions if question[0] == YES_OR_NO])
     text = ("" if "。" in story.sentences[0] else " ").join(story.sentences)
     messages = []
     for number, (_, question, answer) in enumerate(drawn):
@@ -238,7 +240,7 @@ def build(rng: random.Random) -> tuple[list[Row], list[Row]]:
     """Return (training rows, evaluation rows), both shuffled; no evaluation prompt is a training prompt."""
     all_names = [*PEOPLE, *english.PET_NAMES, *chinese.GIRLS, *chinese.BOYS]
     seen_names = [name for name in all_names if name not in EVAL_NAMES]
-    makers = [(person_story, 720, 100), (animal_story, 280, 35), (chinese_tale, 240, 35)]
+    makers = [(person_story, 1500, 100), (animal_story, 550, 35), (chinese_tale, 480, 35)]
     train, evaluation = [], []
     for maker, n_train, n_eval in makers:
         train += [ask(maker(rng, seen_names), rng, 2 if rng.random() < 0.2 else 1) for _ in range(n_train)]

@@ -21,19 +21,17 @@ def pairs(text: str) -> list[tuple[str, str]]:
 
 
 OPPOSITES = pairs("""
-    hot cold, big small, up down, day night, fast slow, happy sad, open closed, full empty, old new, wet dry,
-    hard soft, high low, long short, in out, light dark, clean dirty, good bad, yes no, left right, loud quiet,
-    rich poor, strong weak, first last, early late, near far, black white, inside outside, front back, top bottom,
-    win lose
+    hot cold, big small, up down, day night, fast slow, happy sad, open closed, full empty, old new, wet dry, hard soft,
+    high low, long short, light dark, clean dirty, good bad, left right, loud quiet, strong weak, first last, near far,
+    black white, inside outside, win lose
 """)
 COLORS = pairs("""
-    grass green, the sky blue, the sun yellow, snow white, milk white, a tomato red, a carrot orange, a banana yellow,
-    a frog green, a strawberry red, coal black, a leaf green, a pumpkin orange, a lemon yellow, chocolate brown,
-    a pig pink, a cherry red, a cloud white, mud brown, a fire truck red
+    grass green, the sky blue, the sun yellow, snow white, a tomato red, a carrot orange, a banana yellow, a frog green,
+    a strawberry red, a pumpkin orange, a lemon yellow, chocolate brown, a pig pink, a cloud white
 """)
 SOUNDS = pairs("""
     cow moo, dog woof, cat meow, duck quack, sheep baa, pig oink, lion roar, bee buzz, mouse squeak, owl hoot,
-    frog ribbit, horse neigh, snake hiss, bird tweet, hen cluck, rooster cock-a-doodle-doo
+    snake hiss, bird tweet
 """)
 OPPOSITES_ZH = pairs("""
     大 小，高 矮，长 短，多 少，快 慢，冷 热，黑 白，上 下，左 右，前 后，里 外，早 晚，新 旧，远 近，开 关，好 坏，
@@ -44,34 +42,62 @@ COLORS_ZH = pairs(
 )
 
 
-def capital(items: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Write the answers as sentences of one word."""
-    return [(key, value[0].upper() + value[1:]) for key, value in items]
-
-
 WORD_TASKS = [
     WordTask(
-        capital(OPPOSITES),
+        OPPOSITES,
         [
             "What is the opposite of {}?",
             "Opposite of {}?",
             "Tell me the opposite of {}.",
             "Which word means the opposite of {}?",
+            "{} is the opposite of what?",
+            "Say the opposite of {}.",
+            "Do you know the opposite of {}?",
         ],
-        "{}.",
+        "It is {}.",
     ),
     WordTask(
-        capital(COLORS),
-        ["What color is {}?", "Which color does {} have?", "Tell me the color of {}.", "What is the color of {}?"],
-        "{}.",
+        COLORS,
+        [
+            "What color is {}?",
+            "Which color does {} have?",
+            "Tell me the color of {}.",
+            "What is the color of {}?",
+            "Color of {}?",
+            "Do you know what color {} is?",
+            "Say what color {} is.",
+        ],
+        "It is {}.",
     ),
     WordTask(
-        capital(SOUNDS),
-        ["What does a {} say?", "What sound does a {} make?", "How does a {} sound?", "Which sound comes from a {}?"],
-        "{}!",
+        SOUNDS,
+        [
+            "What does a {} say?",
+            "What sound does a {} make?",
+            "How does a {} sound?",
+            "Which sound comes from a {}?",
+            "Tell me the sound of a {}.",
+            "Sound of a {}?",
+            "Do you know what a {} says?",
+        ],
+        "It says {}.",
     ),
 ]
 WORD_TASKS_ZH = [
-    WordTask(OPPOSITES_ZH, ["“{}”的反义词是什么？", "和“{}”相反的字是什么？", "“{}”的反面是什么？"], "{}。"),
-    WordTask(COLORS_ZH, ["{}是什么颜色？", "{}的颜色是什么？", "什么颜色是{}的颜色？"], "{}。"),
+    WordTask(
+        OPPOSITES_ZH,
+        [
+            "“{}”的反义词是什么？",
+            "和“{}”相反的字是什么？",
+            "“{}”的反面是什么？",
+            "请说出“{}”的反义词。",
+            "你知道“{}”的反义词吗？",
+        ],
+        "{}。",
+    ),
+    WordTask(
+        COLORS_ZH,
+        ["{}是什么颜色？", "{}的颜色是什么？", "什么颜色是{}的颜色？", "你知道{}是什么颜色吗？", "请说出{}的颜色。"],
+        "{}。",
+    ),
 ]
