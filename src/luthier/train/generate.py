@@ -39,28 +39,32 @@ def generate(model: CausalModel, prompts: Sequence[Sequence[int]], sampling: Sam
     """Return the new tokens for each prompt, without the end token.
 
     Prompts are generated in batches of similar length; the result does not depend on how they are batched when the
-    temperature is 0.
+    temperature is 0. An answer ends with the model's context; a prompt that fills it has an empty answer.
     """
     answers: list[list[int]] = [[] for _ in prompts]
     stops = stop_tokens(model)
     with model.evaluating(), model.computing():
-        for rows in _batches([len(p) for p in prompts], sampling.max_new_tokens):
-            new = _generate_batch(model, [prompts[r] for r in rows], sampling, stops)
+        for rows, room in _batches([len(p) for p in prompts], sampling.max_new_tokens, model.context_length):
+            new = _generate_batch(model, [prompts[r] for r in rows], room, sampling, stops)
             for row, tokens in zip(rows, new):
                 answers[row] = tokens
     return answers
 
 
-def _batches(lengths: list[int], new_tokens: int) -> Iterator[list[int]]:
-    order = sorted(range(len(lengths)), key=lambda i: lengths[i], reverse=True)
+def _batches(lengths: list[int], new_tokens: int, context: int | None) -> Iterator[tuple[list[int], int]]:
+    """Yield rows and the tokens they have room for; only rows with the same room share a batch."""
+    rooms = [new_tokens if context is None else min(new_tokens, context - n) for n in lengths]
+    order = sorted((i for i in range(len(lengths)) if rooms[i] > 0), key=lambda i: lengths[i], reverse=True)
     while order:
-        size = max(1, BATCH_TOKENS // (lengths[order[0]] + new_tokens))
-        yield order[:size]
-        order = order[size:]
+        room = rooms[order[0]]
+        size = max(1, BATCH_TOKENS // (lengths[order[0]] + room))
+        rows = [i for i in order[:size] if rooms[i] == room]
+        yield rows, room
+        order = order[len(rows) :]
 
 
 def _generate_batch(
-    model: CausalModel, prompts: list[Sequence[int]], sampling: Sampling, stops: list[int]
+    model: CausalModel, prompts: list[Sequence[int]], room: int, sampling: Sampling, stops: list[int]
 ) -> list[list[int]]:
     width = max(map(len, prompts))
     tokens = torch.full((len(prompts), width), model.pad_id, dtype=torch.long)
@@ -68,8 +72,6 @@ def _generate_batch(
     for row, prompt in enumerate(prompts):  # left-padded, so that every prompt ends where generation begins
         tokens[row, width - len(prompt) :] = torch.tensor(list(prompt))
         mask[row, width - len(prompt) :] = 1
-    limit = model.context_length
-    room = sampling.max_new_tokens if limit is None else max(1, min(sampling.max_new_tokens, limit - width))
     draws = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     if sampling.temperature > 0:
         torch.manual_seed(sampling.seed)
@@ -81,6 +83,7 @@ def _generate_batch(
         use_cache=True,
         eos_token_id=stops or None,
         pad_token_id=model.pad_id,
+        repetition_penalty=1.0,  # some models bring a penalty along, and temperature 0 means the likeliest token
         **draws,
     )
     return [_until(row, stops) for row in out[:, width:].tolist()]
