@@ -126,6 +126,7 @@ def _pretrained(where: str, revision: str | None, trust_remote_code: bool, dtype
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
             use_safetensors=True,
+            ignore_mismatched_sizes=True,  # they are errors below, by name
         )
     except Exception as error:  # as above: named and handed to the user
         raise _load_error("model", where, error) from error
