@@ -17,8 +17,10 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-CHUNK_BYTES = 16 * 2**20
-"""Size of one chunk of float32 logits. 8 to 32 MiB run equally fast on CPUs; larger only costs memory."""
+CHUNK_BYTES = 8 * 2**20
+"""Size of one chunk of float32 logits; larger ones run no faster and cost memory."""
+CHUNK_ROWS = 64
+"""A chunk has at least so many rows: thinner products would wait for the head's weights to arrive from memory."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,8 @@ class Head:
         scale: factor on the logits (Cohere multiplies, Granite divides).
         softcap: c in c·tanh(logits/c) (Gemma 2), or None.
         project: the model's own h·Wᵀ + b, (C, H) → (C, V), for heads that are no plain matrix; None otherwise.
+        adds_to_grad: the loss adds the weight's gradient to `weight.grad` itself. Autograd would hold a second matrix
+            of that size while it waits for the gradient of tied embeddings. Only where no hook watches the weight.
     """
 
     weight_VH: Tensor
@@ -38,6 +42,7 @@ class Head:
     scale: float = 1.0
     softcap: float | None = None
     project: Callable[[Tensor], Tensor] | None = None
+    adds_to_grad: bool = False
 
     def logits(self, hidden_CH: Tensor) -> Tensor:
         """Return float32 logits (C, V); differentiable. For sampling and for heads with a projection of their own."""
@@ -84,7 +89,7 @@ def _projected_logps(hidden_MH: Tensor, head: Head, targets_M: Tensor) -> Tensor
 
 
 def _chunks(rows: int, vocabulary: int) -> Iterator[slice]:
-    size = max(16, CHUNK_BYTES // (4 * vocabulary))
+    size = max(CHUNK_ROWS, CHUNK_BYTES // (4 * vocabulary))
     # Equal chunks: a last chunk of three rows would run its products at a fraction of the speed.
     count = max(1, -(-rows // size))
     size = -(-rows // count)
@@ -123,11 +128,20 @@ def _unshape_gradient(grad_CV: Tensor, tanh_CV: Tensor | None, head: Head) -> Te
     return grad_CV
 
 
-def _softmax_minus_onehot(logits_CV: Tensor, lse_C: Tensor, targets_C: Tensor) -> Tensor:
-    """Return ∂(−log p)/∂logits, reusing the memory of the logits."""
-    probs_CV = logits_CV.sub_(lse_C[:, None]).exp_()
-    probs_CV[torch.arange(len(targets_C), device=targets_C.device), targets_C] -= 1.0
-    return probs_CV
+def _normalise(logits_CV: Tensor, targets_C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return (−log p of the targets (C,), exp(logits − max) (C, V), its row sums (C,)); overwrites the logits."""
+    picked_C = logits_CV.gather(1, targets_C[:, None]).squeeze(1)
+    top_C1 = logits_CV.amax(1, keepdim=True)
+    exp_CV = logits_CV.sub_(top_C1).exp_()
+    sum_C = exp_CV.sum(1)
+    return sum_C.log() + top_C1.squeeze(1) - picked_C, exp_CV, sum_C
+
+
+def _weighted_gradient(exp_CV: Tensor, sum_C: Tensor, targets_C: Tensor, weights_C: Tensor) -> Tensor:
+    """Return w·∂(−log p)/∂logits = w·(softmax − one-hot), overwriting `exp_CV`."""
+    grad_CV = exp_CV.mul_((weights_C / sum_C)[:, None])
+    grad_CV[torch.arange(len(targets_C), device=targets_C.device), targets_C] -= weights_C
+    return grad_CV
 
 
 class _NllSum(torch.autograd.Function):
@@ -145,12 +159,11 @@ class _NllSum(torch.autograd.Function):
         for rows in _chunks(len(targets_M), weight_VH.shape[0]):
             hidden_CH, targets_C, weights_C = hidden_MH[rows].to(dtype), targets_M[rows], weights_M[rows]
             logits_CV, tanh_CV = _shape_logits(_raw_logits(hidden_CH, work_VH, bias_V), head)
-            lse_C = logits_CV.logsumexp(1)
-            nll_C = lse_C - logits_CV.gather(1, targets_C[:, None]).squeeze(1)
+            nll_C, exp_CV, sum_C = _normalise(logits_CV, targets_C)
             total += (nll_C * weights_C).sum(dtype=torch.float64)
             if not (need_hidden or need_weight or need_bias):
                 continue
-            grad_CV = _softmax_minus_onehot(logits_CV, lse_C, targets_C).mul_(weights_C[:, None])
+            grad_CV = _weighted_gradient(exp_CV, sum_C, targets_C, weights_C)
             grad_CV = _unshape_gradient(grad_CV, tanh_CV, head)
             if grad_bias is not None:
                 grad_bias += grad_CV.sum(0)
@@ -160,15 +173,19 @@ class _NllSum(torch.autograd.Function):
             if grad_weight is not None:
                 _accumulate_product(grad_weight, grad_CV, hidden_CH)
         ctx.grads = (grad_hidden, grad_weight, grad_bias)
+        ctx.leaf = weight_VH if head.adds_to_grad and grad_weight is not None else None
         return total.float()
 
     @staticmethod
     def backward(ctx, upstream):  # type: ignore[override]
         if ctx.grads is None:
             raise RuntimeError("nll_sum can be differentiated only once; use logps where a second pass is needed")
-        grads = [g if g is None else g.mul_(upstream) for g in ctx.grads]
+        grad_hidden, grad_weight, grad_bias = (g if g is None else g.mul_(upstream) for g in ctx.grads)
         ctx.grads = None  # freed at once: the head's gradient can be the largest tensor of the step
-        return *grads, None, None, None
+        if ctx.leaf is not None:
+            add_to_grad(ctx.leaf, grad_weight)
+            grad_weight = None
+        return grad_hidden, grad_weight, grad_bias, None, None, None
 
 
 class _Logps(torch.autograd.Function):
@@ -187,11 +204,12 @@ class _Logps(torch.autograd.Function):
         for rows in _chunks(len(targets_M), weight_VH.shape[0]):
             targets_C = targets_M[rows]
             logits_CV, tanh_CV = _shape_logits(_raw_logits(hidden_MH[rows].to(dtype), work_VH, bias_V), head)
-            lse_C = logits_CV.logsumexp(1)
-            out_M[rows] = logits_CV.gather(1, targets_C[:, None]).squeeze(1) - lse_C
+            nll_C, exp_CV, sum_C = _normalise(logits_CV, targets_C)
+            out_M[rows] = -nll_C
             if unit_MH is not None:
-                grad_CV = _unshape_gradient(_softmax_minus_onehot(logits_CV, lse_C, targets_C), tanh_CV, head)
-                unit_MH[rows] = (grad_CV.to(dtype) @ work_VH).to(unit_MH.dtype).neg_()
+                grad_CV = _weighted_gradient(exp_CV, sum_C, targets_C, -torch.ones_like(sum_C))
+                grad_CV = _unshape_gradient(grad_CV, tanh_CV, head)
+                unit_MH[rows] = (grad_CV.to(dtype) @ work_VH).to(unit_MH.dtype)
         trains_head = any(ctx.needs_input_grad[1:3])
         ctx.save_for_backward(unit_MH, *((hidden_MH, weight_VH, bias_V, targets_M) if trains_head else ()))
         ctx.head, ctx.dtype = head, dtype
@@ -210,13 +228,22 @@ class _Logps(torch.autograd.Function):
             for rows in _chunks(len(targets_M), weight_VH.shape[0]):
                 hidden_CH = hidden_MH[rows].to(ctx.dtype)
                 logits_CV, tanh_CV = _shape_logits(_raw_logits(hidden_CH, work_VH, bias_V), ctx.head)
-                grad_CV = _softmax_minus_onehot(logits_CV, logits_CV.logsumexp(1), targets_M[rows])
-                grad_CV = _unshape_gradient(grad_CV.mul_(-upstream_M[rows][:, None]), tanh_CV, ctx.head)
+                _, exp_CV, sum_C = _normalise(logits_CV, targets_M[rows])
+                grad_CV = _weighted_gradient(exp_CV, sum_C, targets_M[rows], -upstream_M[rows].float())
+                grad_CV = _unshape_gradient(grad_CV, tanh_CV, ctx.head)
                 if grad_bias is not None:
                     grad_bias += grad_CV.sum(0)
                 if grad_weight is not None:
                     _accumulate_product(grad_weight, grad_CV.to(ctx.dtype), hidden_CH)
         return grad_hidden, grad_weight, grad_bias, None, None
+
+
+def add_to_grad(parameter: Tensor, grad: Tensor) -> None:
+    """Add to `parameter.grad`, taking `grad` over where there is none yet."""
+    if parameter.grad is None:
+        parameter.grad = grad
+    else:
+        parameter.grad.add_(grad)
 
 
 def _accumulate_product(grad_VH: Tensor, grad_CV: Tensor, hidden_CH: Tensor) -> None:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from luthier.core.batch import Batch, Example, collate
 from luthier.core.logps import Head, logps, nll_sum
 from luthier.models import attention
+from luthier.models.leaner import is_unwatched, make_leaner
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -137,7 +138,8 @@ def find_head(module: PreTrainedModel, plain: bool = True) -> Head:
     softcap = getattr(config, "final_logit_softcapping", None)
     if not plain or type(layer) is not nn.Linear:
         return Head(layer.weight, scale=scale, softcap=softcap, project=layer)
-    return Head(layer.weight, layer.bias, scale=scale, softcap=softcap)
+    adds_to_grad = is_unwatched(layer.weight)
+    return Head(layer.weight, layer.bias, scale=scale, softcap=softcap, adds_to_grad=adds_to_grad)
 
 
 def probe(model: CausalModel) -> None:
@@ -160,6 +162,7 @@ def probe(model: CausalModel) -> None:
             own.append(logits[:-1].log_softmax(-1).gather(1, tokens[0, 1:, None])[:, 0])
         reference = torch.cat(own)
 
+        make_leaner(model.module)
         padded = collate(examples, model.device, packed=False, pad_id=model.pad_id)
         if not _close(model, model.logps(padded), reference):
             model.plain_head = False

@@ -1,7 +1,7 @@
-"""One stage of a run, top to bottom: data → model → method → engine → loop → what came of it, all in one folder.
+"""One stage of a run, top to bottom: tokenizer → examples → model → method → engine → loop → what came of it.
 
-The data are read and checked before the model is loaded. Everything that a resumed run needs is on disk from the start:
-metrics.jsonl is cut back to the last checkpoint, and goes on from there as if nothing had happened.
+Rows that cannot be trained on are told before the weights are loaded. Everything that a resumed run needs is on disk
+from the start: metrics.jsonl is cut back to the last checkpoint, and goes on from there as if nothing had happened.
 """
 
 from __future__ import annotations
@@ -9,25 +9,29 @@ from __future__ import annotations
 import json
 import signal
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from luthier.core.errors import Interrupted
+from luthier.core.errors import Interrupted, RecipeError
 from luthier.core.rundir import RunDir, StageDir, write_atomic, write_json
 from luthier.data.stream import Stream
 from luthier.evaluate.measure import answer, exact_match, held_out_loss
 from luthier.methods.base import trainable
-from luthier.models.load import load_model
-from luthier.run.datasets import StageData, gather, render_stage
+from luthier.models.files import ModelFacts, local_folder
+from luthier.models.load import load_config, load_tokenizer
+from luthier.run.datasets import Rendering, StageData, announce, render_stage
+from luthier.run.examine import Examined, longest_sequence, misfits
+from luthier.run.opened import load_for
 from luthier.run.screen import Screen
 from luthier.train.audit import Audit, audit, digests
-from luthier.train.checkpoint import device_peak_bytes, load_checkpoint, save_checkpoint
+from luthier.train.checkpoint import device_peak_bytes, load_checkpoint, require_base, save_checkpoint
 from luthier.train.engine import Engine, Settings
-from luthier.train.microbatch import Cut
 from luthier.train.hooks.trackers import Tracker, make_trackers
+from luthier.train.microbatch import Cut, auto_cut
 
 if TYPE_CHECKING:
     from luthier.models.causal import CausalModel
@@ -63,40 +67,40 @@ class StageRun:
     stream: Stream
     progress: Progress = field(default_factory=Progress)
     trackers: list[Tracker] = field(default_factory=list)
+    events: list[str] = field(default_factory=list)
 
 
-def run_stage(recipe: Recipe, run: RunDir, folder: StageDir, screen: Screen) -> dict[str, object]:
+def run_stage(recipe: Recipe, found: Examined, run: RunDir, folder: StageDir, screen: Screen) -> dict[str, object]:
     """Train one stage, or go on with it, and return its part of the report.
+
+    Args:
+        recipe: with absolute paths.
+        found: what was read of the recipe's model and data; its rows are given up when they are rendered.
 
     Raises:
         LuthierError: as each part says; the folder then holds everything up to the last checkpoint.
     """
     started, started_cpu = time.monotonic(), time.process_time()
-    data = gather(recipe, run, screen)
-    model = load_model(
-        recipe.model.path,
-        base=recipe.base,
-        revision=recipe.model.revision,
-        dtype=recipe.dtype,
-        trust_remote_code=recipe.model.trust_remote_code,
-        from_scratch=recipe.model.from_scratch,
-        seed=recipe.seed,
-        frozen_in_16_bits=recipe.method.freezes_most,
-    )
-    if not recipe.packing:
-        model.packs = False
-    data = render_stage(recipe, model, data, run, screen)
+    announce(recipe, found, run, screen)
+    rendering = _open_tokenizer(recipe, found)
+    data = render_stage(rendering, found, run, screen)
+    found.release_rows()
+    model = load_for(recipe, rendering.tokenizer)
     stage = _assemble(recipe, folder, screen, data, model)
     before_bits = _frozen_bits(stage)
     _resume(stage)
     setup = {"setup_seconds": time.monotonic() - started, "setup_cpu_seconds": time.process_time() - started_cpu}
     results, samples = _measured_before(stage)
-    stage.trackers = make_trackers(recipe.log_to, folder, recipe.dump())
-    try:
-        _loop(stage)
-    finally:
-        for tracker in stage.trackers:
-            tracker.close()
+    with warnings.catch_warnings():
+        # A tracker says by a warning that it is given up; here `_tell_faults` says so where the user looks.
+        warnings.filterwarnings("ignore", message=".* failed and is left out", category=RuntimeWarning)
+        stage.trackers = make_trackers(recipe.log_to, folder, recipe.dump())
+        try:
+            _loop(stage)
+        finally:
+            for tracker in stage.trackers:
+                tracker.close()
+            _tell_faults(stage)
     chosen = _settle(stage)
     results["after"], after_answers = _measure(stage)
     write_json(folder.eval, results)
@@ -109,6 +113,21 @@ def run_stage(recipe: Recipe, run: RunDir, folder: StageDir, screen: Screen) -> 
 
 
 # ---------------------------------------------------------------------- assembling
+
+
+def _open_tokenizer(recipe: Recipe, found: Examined) -> Rendering:
+    """Load the tokenizer, and for a model of the hub the config, which could not be examined before."""
+    spec = recipe.model
+    where = str(local_folder(spec.path, recipe.base) or spec.path)
+    tokenizer = load_tokenizer(where, spec.revision, spec.trust_remote_code)
+    facts = found.model
+    if not facts.config:
+        config = load_config(where, spec.revision, spec.trust_remote_code).to_dict()
+        facts = ModelFacts(None, config, has_template=bool(tokenizer.chat_template))
+        wrong = misfits(recipe, facts, found.data)
+        if wrong:
+            raise RecipeError(*wrong)
+    return Rendering(recipe, tokenizer, longest_sequence(recipe, facts))
 
 
 def _assemble(recipe: Recipe, folder: StageDir, screen: Screen, data: StageData, model: CausalModel) -> StageRun:
@@ -134,7 +153,7 @@ def _assemble(recipe: Recipe, folder: StageDir, screen: Screen, data: StageData,
             seed=recipe.seed,
             gradient_checkpointing=recipe.gradient_checkpointing,
         ),
-        cut=Cut() if recipe.micro_batch_size == "auto" else Cut(recipe.micro_batch_size, None),
+        cut=_cut(recipe, model),
     )
     moved = sum(p.numel() for p in trainable(model.module).values())
     whole = sum(p.numel() for p in model.module.parameters())
@@ -147,13 +166,25 @@ def _assemble(recipe: Recipe, folder: StageDir, screen: Screen, data: StageData,
     return StageRun(recipe, folder, screen, data, model, engine, stream)
 
 
+def _cut(recipe: Recipe, model: CausalModel) -> Cut:
+    if recipe.micro_batch_size == "auto":
+        return auto_cut(model.module.config.get_text_config(), model.device.type)
+    return Cut(recipe.micro_batch_size, None)
+
+
 def _frozen_bits(stage: StageRun) -> dict[str, str]:
-    """Return the hashes of all tensors at the very start of the stage, also when this is a resumed one."""
+    """Return the hashes of all tensors at the very start of the stage, also when this is a resumed one.
+
+    Raises:
+        RunError: the base model is not the one that the run was started with.
+    """
     file = stage.folder.path / "tensors.json"
     if file.is_file():
-        return json.loads(file.read_text(encoding="utf-8"))
+        kept = json.loads(file.read_text(encoding="utf-8"))
+        require_base(kept["base_fingerprint"], stage.model)
+        return kept["tensors"]
     bits = digests(stage.model.module)
-    write_json(file, bits)
+    write_json(file, {"base_fingerprint": stage.model.fingerprint, "tensors": bits})
     return bits
 
 
@@ -192,9 +223,10 @@ def _loop(stage: StageRun) -> None:
             metrics.flush()
             for tracker in stage.trackers:
                 tracker.log(engine.step, row)
+            _tell_faults(stage)
             bar.update(row)
             while engine.events:
-                stage.screen.note(engine.events.pop(0))
+                _tell(stage, engine.events.pop(0))
             if engine.step < total and (_is_due(stage, recipe.save_steps) or _is_new_best(stage)):
                 _save(stage)
                 saved = True
@@ -202,6 +234,19 @@ def _loop(stage: StageRun) -> None:
                 if not saved:
                     _save(stage)
                 raise Interrupted(f"Stopped after step {engine.step} of {total}; everything is saved.")
+
+
+def _tell_faults(stage: StageRun) -> None:
+    """Say which trackers were given up, and drop them."""
+    for tracker in stage.trackers:
+        if tracker.fault is not None:
+            _tell(stage, f"{tracker.name} is left out from here on ({tracker.fault}); metrics.jsonl has everything")
+    stage.trackers = [tracker for tracker in stage.trackers if tracker.fault is None]
+
+
+def _tell(stage: StageRun, event: str) -> None:
+    stage.screen.note(event)
+    stage.events.append(event)
 
 
 def _one_step(stage: StageRun) -> dict[str, float]:
@@ -349,7 +394,7 @@ def _report(stage: StageRun, outcome: Audit, results: dict[str, dict]) -> dict[s
         "best_step": progress.best_step,
         "eval": results,
         "data": stage.data.summary,
-        "warnings": [*stage.model.notes, *stage.data.warnings],
+        "warnings": [*stage.model.notes, *stage.data.warnings, *stage.events],
     }
 
 

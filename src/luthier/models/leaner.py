@@ -1,0 +1,107 @@
+"""The same computations with less kept for the backward pass: gated feed-forwards and token embeddings.
+
+A gated feed-forward keeps four tensors of the intermediate size per token (gate, silu(gate), up, their product); two
+are enough, the others are an elementwise product away. A dense embedding gradient is a matrix of vocabulary size that
+exists only to be added to another; rows can be added where they belong.
+
+Changes are made to module instances, and only where the module is exactly of the known form; the loader's probe then
+compares the model with itself as it was before.
+"""
+
+from __future__ import annotations
+
+import types
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.functional import silu
+
+_GATED = {"gate_proj", "up_proj", "down_proj", "act_fn"}
+
+
+def make_leaner(model: nn.Module) -> None:
+    """Give gated feed-forwards and the token embedding of a model their leaner forward."""
+    for module in model.modules():
+        if _is_gated_silu(module):
+            module.forward = types.MethodType(_gated_forward, module)
+        elif type(module) is nn.Embedding and module.max_norm is None and not module.sparse:
+            module.forward = types.MethodType(_embedding_forward, module)
+
+
+def is_unwatched(weight: Tensor) -> bool:
+    """Return whether a gradient may be added to `weight.grad` directly: a plain trained leaf without hooks.
+
+    Sharding and data parallelism have to see gradients arrive through autograd.
+    """
+    return type(weight) is nn.Parameter and weight.requires_grad and not weight._backward_hooks
+
+
+def _is_gated_silu(module: nn.Module) -> bool:
+    """Return whether a module is down(silu(gate(x)) · up(x)), as Llama, Qwen and Mistral write it."""
+    children = dict(module.named_children())
+    if set(children) != _GATED or type(module).forward.__code__.co_argcount != 2:
+        return False
+    return "silu" in type(children["act_fn"]).__name__.lower()
+
+
+def _gated_forward(self: nn.Module, x: Tensor) -> Tensor:
+    gate, up = self.gate_proj(x), self.up_proj(x)
+    if not torch.is_grad_enabled():
+        return self.down_proj(silu(gate).mul_(up))
+    inner = _SiluProduct.apply(gate, up)
+    place, gate, up = inner.data_ptr(), gate.detach(), up.detach()
+
+    def pack(tensor: Tensor) -> Tensor | tuple[int, ...]:
+        is_inner = tensor.data_ptr() == place and tensor.numel() == gate.numel() and tensor.dtype == gate.dtype
+        return tuple(tensor.shape) if is_inner else tensor
+
+    def unpack(kept: Tensor | tuple[int, ...]) -> Tensor:
+        return kept if isinstance(kept, Tensor) else silu(gate).mul_(up).view(kept)
+
+    with saved_tensors_hooks(pack, unpack):
+        return self.down_proj(inner)
+
+
+class _SiluProduct(torch.autograd.Function):
+    """silu(gate)·up; backward from gate and up alone."""
+
+    @staticmethod
+    def forward(ctx, gate: Tensor, up: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(gate, up)
+        return silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        gate, up = ctx.saved_tensors
+        grad_up = silu(gate).mul_(grad)
+        grad_gate = torch.ops.aten.silu_backward(grad * up, gate)
+        return grad_gate, grad_up
+
+
+def _embedding_forward(self: nn.Embedding, tokens: Tensor) -> Tensor:
+    weight = self.weight
+    if not (torch.is_grad_enabled() and is_unwatched(weight)):
+        return nn.functional.embedding(tokens, weight, self.padding_idx)
+    return _RowsOf.apply(weight, tokens, self.padding_idx)
+
+
+class _RowsOf(torch.autograd.Function):
+    """Embedding look-up whose backward adds rows to `weight.grad` in place."""
+
+    @staticmethod
+    def forward(ctx, weight_VH: Tensor, tokens: Tensor, padding: int | None) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(tokens)
+        ctx.leaf, ctx.padding = weight_VH, padding
+        return nn.functional.embedding(tokens, weight_VH)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[None, None, None]:  # type: ignore[override]
+        (tokens,) = ctx.saved_tensors
+        rows, grad_NH = tokens.reshape(-1), grad.reshape(-1, grad.shape[-1])
+        if ctx.padding is not None:  # nn.Embedding leaves the padding row without gradient
+            grad_NH = grad_NH.masked_fill((rows == ctx.padding)[:, None], 0.0)
+        if ctx.leaf.grad is None:
+            ctx.leaf.grad = torch.zeros_like(ctx.leaf)
+        ctx.leaf.grad.index_add_(0, rows, grad_NH.to(ctx.leaf.dtype))
+        return None, None, None
