@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from small_tokenizers import FAMILIES, family_tokenizer
 
 from luthier.core.batch import Example
+from luthier.core.errors import DataError
 from luthier.data.records import Conversation, Message, PromptAnswer
 from luthier.data.render import Renderer, TrainOn, render_prompt, stop_token_ids
 
@@ -185,3 +186,48 @@ def test_generation_stops_at_the_token_that_ends_a_turn(name: str, expected: str
     ids = stop_token_ids(tokenizer_of(name))
     assert tokenizer_of(name).convert_tokens_to_ids(expected) in ids
     assert set(ids) <= {tokenizer_of(name).convert_tokens_to_ids(t) for t in (expected, FAMILIES[name].eos)}
+
+
+@pytest.mark.parametrize("mark_from", ["<|im_start|>assistant", "assistant", ""])
+def test_marks_that_begin_inside_the_generation_prompt_do_not_train_it(mark_from: str) -> None:
+    head = "<|im_start|>assistant\n"
+    at = head.index(mark_from) if mark_from else len(head)
+    tokenizer = family_tokenizer("chatml")
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'assistant' %}{{ '"
+        + head[:at].replace("\n", "\\n")
+        + "' }}{% generation %}{{ '"
+        + head[at:].replace("\n", "\\n")
+        + "' + m.content + '<|im_end|>\n' }}{% endgeneration %}{% else %}"
+        "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    record = Conversation((Message("user", "a"), Message("assistant", "b")), "a.json:1")
+    (run,) = runs(Renderer(tokenizer).render_all([record]).store[0])
+    assert tokenizer.decode(run) == "b<|im_end|>"
+
+
+def test_all_tokens_that_close_a_turn_are_trained() -> None:
+    tokenizer = family_tokenizer("llama 3")
+    tokenizer.chat_template = FAMILIES["llama 3"].template.replace("+ '<|eot_id|>'", "+ '<|end_header_id|><|eot_id|>'")
+    record = Conversation((Message("user", "a"), Message("assistant", "b"), *([Message("user", "c")] * 2)), "a.json:1")
+    (run,) = runs(Renderer(tokenizer).render_all([record]).store[0])
+    assert tokenizer.decode(run) == "b<|end_header_id|><|eot_id|>"
+
+
+@pytest.mark.parametrize("body", ["{{ m.content | upper }}", "", "{{ m.content[1:] }}"])
+def test_a_template_that_rewrites_or_leaves_out_the_answer_is_refused(body: str) -> None:
+    tokenizer = family_tokenizer("chatml")
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n" + body + "<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    record = Conversation((Message("user", "ab"), Message("assistant", "cd")), "a.json:1")
+    with pytest.raises(DataError, match="message 2"):
+        Renderer(tokenizer).render_all([record])
+
+
+def test_a_prompt_that_chat_sends_and_training_rows_lack_is_said() -> None:
+    record = Conversation((Message("user", "a"), Message("assistant", "b")), "a.json:1")
+    notes = Renderer(tokenizer_of("r1")).render_all([record]).counts["notes"]
+    assert any("<think>" in note and "otherwise" in note for note in notes)

@@ -105,12 +105,12 @@ def turn_ends(tokenizer: PreTrainedTokenizerBase, chat: Chat | None) -> frozense
     except TemplateRefusal:
         return frozenset(found)
     special = special_tokens(tokenizer)
-    follows = []
-    for turn in turns[1::2]:
-        tail = text.partition(turn["content"])[2]
-        ids = encode(tokenizer, [tail.lstrip()])[0].ids.tolist() if tail else []
-        follows.append({ids[0]} & special.keys() if ids else set())
-    return frozenset(found | follows[0] | follows[1] if follows[1] else found)
+    first, last = (text.partition(turn["content"])[2] for turn in turns[1::2])
+    at_end = set(encode(tokenizer, [last])[0].ids.tolist()) & special.keys()
+    if not at_end:
+        return frozenset(found)
+    between = encode(tokenizer, [first.lstrip()])[0].ids.tolist()
+    return frozenset(found | at_end | (set(between[:1]) & special.keys()))
 
 
 def stop_token_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -12,16 +12,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from luthier.core.errors import DataError, Problem
+from luthier.core.errors import DataError
 from luthier.data import templates
 from luthier.data.encode import Tokens, encode_with_cuts, known_characters, lost_characters, require_offsets
-from luthier.data.overlong import Fitted, Overlong, fit
-from luthier.data.problems import ProblemLog
+from luthier.data.overlong import Fitted, fit
 from luthier.data.prompts import (
     TrainOn,
     chat_for,
@@ -33,9 +32,18 @@ from luthier.data.prompts import (
     wanted_turns,
     with_prefix,
 )
-from luthier.data.records import Conversation, PromptAnswer, Record, Text
+from luthier.data.records import PromptAnswer, Record, Text
 from luthier.data.spans import Chat, Span, TemplateRefusal, Turn, answer_spans
 from luthier.data.store import ExampleStore, StoreBuilder
+from luthier.data.tally import (
+    Tally,
+    double_bos,
+    notes,
+    nothing_left,
+    text_under_sft,
+    warn_of_another_prompt,
+    warn_of_unused_weights,
+)
 from luthier.data.vocabulary import eos_id, special_tokens
 
 if TYPE_CHECKING:
@@ -91,26 +99,6 @@ class _Row:
     source: str
 
 
-@dataclass
-class _Tally:
-    """Numbers gathered over the rows."""
-
-    log: ProblemLog = field(default_factory=ProblemLog)
-    overlong: Overlong = field(default_factory=Overlong)
-    untrained: int = 0
-    with_end: int = 0
-    kept: int = 0
-    truncated: int = 0
-    dropped: int = 0
-    windows: int = 0
-    lost_end: int = 0
-    unknown: int = 0
-    lost: int = 0
-    trained: int = 0
-    plain: int = 0
-    alpaca: int = 0
-
-
 class Renderer:
     """Turn records into examples.
 
@@ -153,19 +141,19 @@ class Renderer:
         Raises:
             DataError: rows are too long, cannot be written by the template, or hold nothing to train on.
         """
-        tally, builder = _Tally(), StoreBuilder()
+        tally, builder = Tally(), StoreBuilder()
         for row in self._rows(records, tally):
             self._keep(row, builder, tally)
         tally.log.raise_errors()
         tally.overlong.raise_if_any(self.max_length or 0)
         store = builder.build()
         if not len(store):
-            raise DataError(_nothing_left(records, tally, self.train_on))
+            raise DataError(nothing_left(records, tally, self.train_on))
         return Rendered(store, self._counts(records, store, tally))
 
     # ---- text -------------------------------------------------------------------------------------------------------
 
-    def _rows(self, records: Sequence[Record], tally: _Tally) -> Iterator[_Row]:
+    def _rows(self, records: Sequence[Record], tally: Tally) -> Iterator[_Row]:
         for start in range(0, len(records), CHUNK):
             written = []
             for record in records[start : start + CHUNK]:
@@ -180,10 +168,10 @@ class Renderer:
                 tally.lost += lost_characters(row.text, self._known)
                 yield self._weigh(row, tokens)
 
-    def _write(self, record: Record, tally: _Tally) -> _Written:
+    def _write(self, record: Record, tally: Tally) -> _Written:
         if isinstance(record, Text):
             if not self.is_lm:
-                raise DataError(_text_under_sft(record))
+                raise DataError(text_under_sft(record))
             self._look_for_special(record.text, record.source, tally)
             return _Written(record.text, None, None, record.source)
         chat = chat_for(self.tokenizer, record)
@@ -199,13 +187,14 @@ class Renderer:
         turns = chat.turns(record)
         if self.train_on == "all":
             text, spans = chat.text(turns), None
-            _warn_of_unused_weights(record, tally)
+            warn_of_unused_weights(record, tally)
         else:
             text, spans = answer_spans(chat, turns, wanted_turns(record, self.train_on))
+            warn_of_another_prompt(chat, turns, text, record.source, tally)
         self._check_turns(turns, text, record.source, tally)
         return _Written(text, spans, chat, record.source)
 
-    def _check_turns(self, turns: Sequence[Turn], text: str, source: str, tally: _Tally) -> None:
+    def _check_turns(self, turns: Sequence[Turn], text: str, source: str, tally: Tally) -> None:
         """Warn of what the template left out and of text that is read as special tokens."""
         for index, turn in enumerate(turns):
             self._look_for_special(turn["content"], source, tally)
@@ -217,7 +206,7 @@ class Renderer:
             if thought and index == len(turns) - 1 and thought not in text:
                 tally.log.warn("left out thinking", "The chat template leaves out the thinking of the answer.", source)
 
-    def _look_for_special(self, text: str, source: str, tally: _Tally) -> None:
+    def _look_for_special(self, text: str, source: str, tally: Tally) -> None:
         found = self._special_text.search(text)
         if found:
             what = f'The text contains "{found.group()}", which is read as that special token.'
@@ -232,14 +221,14 @@ class Renderer:
         for span in row.spans or ():
             first, stop = tokens.between(span.start, span.end)
             end = _closing(tokens, row.text, first, stop, ends)
-            weights[first : stop if end is None else max(stop, end + 1)] = span.weight
+            weights[first : stop if end is None else end + 1] = span.weight
         ids = tokens.ids
         if row.chat is None:
             ids, weights, end = self._with_ends(ids, weights)
         weights[:1] = 0.0  # nothing precedes the first token, so it is never predicted
         bos = self.tokenizer.bos_token_id
         if bos is not None and len(ids) > 1 and ids[0] == ids[1] == bos:
-            raise DataError(_double_bos(row.source, self.tokenizer))
+            raise DataError(double_bos(row.source, self.tokenizer))
         return _Row(ids, weights, end, row.source)
 
     def _turn_ends(self, chat: Chat | None) -> frozenset[int]:
@@ -266,7 +255,7 @@ class Renderer:
 
     # ---- length -----------------------------------------------------------------------------------------------------
 
-    def _keep(self, row: _Row, builder: StoreBuilder, tally: _Tally) -> None:
+    def _keep(self, row: _Row, builder: StoreBuilder, tally: Tally) -> None:
         """Add the row, or the pieces of it that fit."""
         if not row.weights.any():
             tally.untrained += 1
@@ -285,7 +274,7 @@ class Renderer:
             unknown = self.tokenizer.unk_token_id
             tally.unknown += int((row.tokens == unknown).sum()) if unknown is not None else 0
 
-    def _pieces(self, row: _Row, tally: _Tally) -> Sequence[Fitted]:
+    def _pieces(self, row: _Row, tally: Tally) -> Sequence[Fitted]:
         length, limit = len(row.tokens), self.max_length
         if limit is None or length <= limit:
             return (Fitted(0, length),)
@@ -306,7 +295,7 @@ class Renderer:
 
     # ---- counts -----------------------------------------------------------------------------------------------------
 
-    def _counts(self, records: Sequence[Record], store: ExampleStore, tally: _Tally) -> Counts:
+    def _counts(self, records: Sequence[Record], store: ExampleStore, tally: Tally) -> Counts:
         lengths = store.lengths
         tokens = int(lengths.sum())
         return {
@@ -323,85 +312,28 @@ class Renderer:
             "median_length": float(np.median(lengths)),
             "unknown_tokens": tally.unknown,
             "lost_characters": tally.lost,
-            "notes": _notes(tally, tokens, self.max_length),
+            "notes": notes(tally, tokens, self.max_length),
         }
 
 
 def _closing(tokens: Tokens, text: str, first: int, stop: int, ends: frozenset[int]) -> int | None:
-    """Return the position of the token that ends the turn of tokens [first, stop).
+    """Return the position of the last token that ends the turn of tokens [first, stop).
 
-    It is the last token of the span (a template's own marks often include it, and a line break after it), or the first
-    one behind it; only white space may stand between.
+    It stands at the end of the span (a template's own marks often include it, and a line break after it) or behind it;
+    only white space may come between. Some templates close a turn with several tokens in a row.
     """
+    found = None
     for position in range(stop - 1, first - 1, -1):
         if int(tokens.ids[position]) in ends:
-            return position
-        if tokens.text(text, position).strip():
+            found = position
+        if found is not None or tokens.text(text, position).strip():
             break
-    for position in range(stop, len(tokens)):
-        if int(tokens.ids[position]) in ends:
-            return position
-        if tokens.text(text, position).strip():
-            return None
-    return None
-
-
-# ---- what is said ---------------------------------------------------------------------------------------------------
-
-
-def _notes(tally: _Tally, tokens: int, limit: int | None) -> list[str]:
-    notes = [str(warning) for warning in tally.log.all_warnings()]
-    if tally.alpaca:
-        notes.append("the model has no chat template: rows are written with Alpaca's prompt (### Instruction: …)")
-    if tally.plain:
-        notes.append("the model has no chat template: a row is its prompt followed by its answer, nothing in between")
-    if tally.windows:
-        notes.append(f"long documents were cut into {tally.windows:,} windows of up to {limit} tokens; nothing is lost")
-    if tally.dropped:
-        notes.append(f"{tally.dropped:,} rows longer than {limit} tokens were left out")
-    if tally.truncated:
-        lost = f"{tally.lost_end:,} of them lost their end token"
-        notes.append(f"{tally.truncated:,} rows were cut to {limit} tokens; {lost}")
-    if tally.with_end < tally.kept:
-        share = tally.with_end / max(tally.kept, 1)
-        notes.append(f"only {share:.0%} of the rows end with a trained end token: the model may not learn to stop")
-    if tally.unknown:
-        notes.append(f"{tally.unknown:,} tokens ({tally.unknown / tokens:.1%}) are unknown to the tokenizer")
-    if tally.lost:
-        notes.append(f"the tokenizer has no token for {tally.lost:,} characters and leaves them out in silence")
-    return notes
-
-
-def _warn_of_unused_weights(record: Conversation | PromptAnswer, tally: _Tally) -> None:
-    if isinstance(record, Conversation) and any(m.weight is not None for m in record.messages):
-        what = "The weights of single messages have no effect, because every token is trained on."
-        tally.log.warn("weights", what, record.source, "train_on: assistant uses them")
-
-
-def _text_under_sft(record: Text) -> Problem:
-    return Problem(
-        "The row is plain text: it has no answer to train on, which the objective sft needs.",
-        record.source,
-        "train on the whole text with objective=lm",
-    )
-
-
-def _double_bos(source: str, tokenizer: PreTrainedTokenizerBase) -> Problem:
-    return Problem(
-        f"The sequence begins with two {tokenizer.bos_token}: the template writes one and the text another.",
-        source,
-        f"remove {tokenizer.bos_token} from the data, or one of the two from the chat template",
-    )
-
-
-def _nothing_left(records: Sequence[Record], tally: _Tally, train_on: TrainOn) -> Problem:
-    first = records[0].source if records else ""
-    if tally.untrained:
-        return Problem(
-            f"Not one token is trained on in any of the {tally.untrained:,} rows (train_on: {train_on}).",
-            first,
-            "give assistant messages a weight above 0, or set train_on: all",
-        )
-    return Problem(
-        f"No row is left: all {len(records):,} are too long.", first, "raise max_length, or shorten the rows"
-    )
+    if found is None:
+        for position in range(stop, len(tokens)):
+            if int(tokens.ids[position]) in ends:
+                found = position
+            if found is not None or tokens.text(text, position).strip():
+                break
+    while found is not None and found + 1 < len(tokens) and int(tokens.ids[found + 1]) in ends:
+        found += 1
+    return found

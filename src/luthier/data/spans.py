@@ -102,14 +102,38 @@ def answer_spans(chat: Chat, turns: Sequence[Turn], wanted: Mapping[int, float])
     Raises:
         TemplateRefusal: the template refuses the conversation, or a wanted message is not in the text.
     """
-    if chat.is_marked and all(turns[i]["role"] == "assistant" for i in wanted):
-        text, marks = chat.marked_text(turns)
-        answers = [i for i, turn in enumerate(turns) if turn["role"] == "assistant"]
-        if len(marks) == len(answers):
-            return text, [Span(*marks[answers.index(i)], weight) for i, weight in sorted(wanted.items())]
+    text, spans = _marked_spans(chat, turns, wanted) or _found_spans(chat, turns, wanted)
+    for span, index in zip(spans, sorted(wanted)):
+        answer = turns[index]["content"].rpartition("</think>")[2]
+        if "".join(answer.split()) not in "".join(text[span.start : span.end].split()):
+            raise TemplateRefusal(f"the chat template leaves out or rewrites message {index + 1}")
+    return text, spans
+
+
+def _marked_spans(chat: Chat, turns: Sequence[Turn], wanted: Mapping[int, float]) -> tuple[str, list[Span]] | None:
+    """Return what the template's own marks say; None when there are none, or not one for each answer.
+
+    Some marks begin inside the generation prompt, which chat sends and the model never writes: that part is taken off.
+    """
+    answers = [i for i, turn in enumerate(turns) if turn["role"] == "assistant"]
+    if not chat.is_marked or not set(wanted) <= set(answers):
+        return None
+    text, marks = chat.marked_text(turns)
+    if len(marks) != len(answers):
+        return None
+    spans = []
+    for index in sorted(wanted):
+        start, end = marks[answers.index(index)]
+        prompt_end = _prompt_end(chat, turns, text, index)
+        if prompt_end is not None and prompt_end < end:
+            start = max(start, prompt_end)
+        spans.append(Span(start, end, wanted[index]))
+    return text, spans
+
+
+def _found_spans(chat: Chat, turns: Sequence[Turn], wanted: Mapping[int, float]) -> tuple[str, list[Span]]:
+    """Find each answer by its prompt and by planted marks."""
     text = chat.text(turns)
-    if not wanted:
-        return text, []
     order = sorted(wanted)
     ends = _planted(chat, turns, text, order, _content_end)
     starts: list[int] | None = None
@@ -122,9 +146,7 @@ def answer_spans(chat: Chat, turns: Sequence[Turn], wanted: Mapping[int, float])
             starts = starts or _planted(chat, turns, text, order, _thought_end)
             start = starts[place] if starts is not None else None
         if start is None or end is None or start > end:
-            raise TemplateRefusal(
-                f"message {index + 1} ({turns[index]['role']}) cannot be found in what the template writes"
-            )
+            raise TemplateRefusal(f"message {index + 1} cannot be found in what the chat template writes")
         spans.append(Span(start, end, wanted[index]))
     return text, spans
 
