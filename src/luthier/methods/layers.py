@@ -72,23 +72,31 @@ class Layers(Method):
             )
         depth = facts.model_config.get("num_hidden_layers") or facts.model_config.get("n_layer")
         if isinstance(depth, int):
-            for name, wanted in (("last", self.last or 0), ("first", self.first or 0)):
-                if wanted > depth:
-                    found.append(Problem(f"The model has {depth} blocks, not {wanted}.", where=f"method.{name}"))
-            outside = [b for b in self.blocks if not -depth <= b < depth]
-            if outside:
-                remedy = f"choose from 0 to {depth - 1}"
-                found.append(Problem(f"There is no block {outside[0]}.", where="method.blocks", remedy=remedy))
+            found += self._missing_blocks(depth)
         if self.head and facts.model_config.get("tie_word_embeddings") is True:
             found.append(_tied_head())
+        return found
+
+    def _missing_blocks(self, depth: int) -> list[Problem]:
+        found = []
+        for name, wanted in (("last", self.last or 0), ("first", self.first or 0)):
+            if wanted > depth:
+                remedy = f"choose from 1 to {depth}"
+                found.append(Problem(f"The model has {depth} blocks, not {wanted}.", f"method.{name}", remedy))
+        outside = [b for b in self.blocks if not -depth <= b < depth]
+        if outside:
+            remedy = f"choose from 0 to {depth - 1}"
+            found.append(Problem(f"There is no block {outside[0]}.", "method.blocks", remedy))
         return found
 
     def apply(self, model: PreTrainedModel) -> None:
         groups = layer_groups(model)
         depth = len(groups.blocks)
-        wanted = {b % depth for b in self.blocks if -depth <= b < depth}
-        wanted |= set(range(min(self.first or 0, depth)))
-        wanted |= set(range(max(depth - (self.last or 0), 0), depth))
+        missing = self._missing_blocks(depth)  # again: of a hub model, `problems` could not know the depth
+        if missing:
+            raise ModelError(*missing)
+        wanted = {b % depth for b in self.blocks}
+        wanted |= set(range(self.first or 0)) | set(range(depth - (self.last or 0), depth))
         names = [n for index in sorted(wanted) for n in groups.blocks[index]]
         if self.embeddings:
             names += groups.embeddings

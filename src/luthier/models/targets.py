@@ -75,6 +75,9 @@ def match_linear(model: PreTrainedModel, targets: str | Sequence[str], where: st
     wanted = [targets] if isinstance(targets, str) else list(targets)
     chosen: set[str] = set()
     problems = []
+    if not wanted:
+        remedy = "leave it out to train all-linear, or name at least one"
+        problems.append(Problem("The list of targets is empty, so nothing would be trained.", where, remedy))
     for target in wanted:
         hits = _hits(target, roles)
         if not hits:
@@ -105,7 +108,7 @@ def _hits(target: str, roles: dict[str, str]) -> list[str]:
 
 
 def match_parameters(model: PreTrainedModel, patterns: Iterable[str], where: str) -> list[str]:
-    """Return the parameters whose full name matches any of the patterns (`*` allowed; a bare module name takes all in it).
+    """Return the parameters whose full name matches any of the patterns (`*` allowed; a module name takes all in it).
 
     Raises:
         ModelError: a pattern matches nothing.
