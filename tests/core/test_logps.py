@@ -265,6 +265,7 @@ def test_no_chunk_of_logits_is_larger_than_allowed(function: str, monkeypatch: p
         return shape_logits(logits_CV, head)
 
     monkeypatch.setattr(logps_module, "CHUNK_BYTES", 4 * V * 20)
+    monkeypatch.setattr(logps_module, "CHUNK_ROWS", 1)
     monkeypatch.setattr(logps_module, "_shape_logits", watching)
     hidden, head, targets, weights = _problem("plain")
     out = nll_sum(hidden, head, targets, weights) if function == "nll_sum" else logps(hidden, head, targets).sum()
