@@ -274,6 +274,15 @@ def test_a_folder_without_data_says_what_it_looks_for(tmp_path: Path) -> None:
     assert "JSONL" in message
 
 
+def test_a_folder_that_mixes_training_and_test_files_is_not_read_as_one(tmp_path: Path) -> None:
+    for name in ("train-00.jsonl", "test.jsonl"):
+        written(tmp_path / name, lines(ROWS))
+    message = fault(tmp_path)
+    assert "look meant for testing (test.jsonl)" in message
+    assert f"data.path: {tmp_path}/train-00.jsonl" in message
+    assert len(list(read_rows(tmp_path / "train*"))) == len(ROWS)
+
+
 def test_split_without_a_saved_data_set_is_an_error_not_ignored(tmp_path: Path) -> None:
     path = written(tmp_path / "a.jsonl", lines(ROWS))
     with pytest.raises(DataError, match="has no effect"):

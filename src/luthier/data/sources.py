@@ -7,6 +7,7 @@ file and line. What is wrong goes to a ProblemLog, so that one reading finds eve
 from __future__ import annotations
 
 import glob
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from luthier.data.readers import Row
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".txt")
 METADATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+_HELD_OUT = re.compile(r"(^|[._-])(test|valid|validation|val|dev|eval|heldout)([._-]|$)")
 KINDS = "JSONL, JSON, CSV, TSV, Parquet or TXT (also .gz), or a folder saved by `datasets`"
 
 
@@ -87,7 +89,7 @@ def find(path: Path) -> Source:
 
 def _missing(path: Path) -> Problem:
     if not path.parent.is_dir():
-        remedy = f"the folder {path.parent} does not exist either; paths are relative to the recipe's folder"
+        remedy = f"the folder {path.parent} does not exist either; paths are relative to the recipe or to the working directory"
         if path.parent.name and not path.suffix and len(path.parts) >= 2:
             remedy += (
                 "; for a data set on the Hugging Face hub, fetch it first: "
@@ -110,6 +112,12 @@ def _find_in_folder(path: Path) -> Source:
         folders = sorted(p.name for p in path.iterdir() if p.is_dir())
         deeper = f"; perhaps in one of its folders: {', '.join(folders[:10])}" if folders else ""
         raise DataError(Problem("This folder holds no data files.", str(path), f"give {KINDS}{deeper}"))
+    held_out = [p.name for p in data if _HELD_OUT.search(p.name.lower())]
+    if held_out and len(held_out) < len(data):
+        others = [p for p in data if p.name not in held_out]
+        what = f"This folder holds rows that look meant for testing ({', '.join(held_out[:5])}) beside others."
+        remedy = f"name what to train on: data.path: {others[0]}, or a pattern such as {path}/train*"
+        raise DataError(Problem(what, str(path), remedy))
     return Source(data, unused=tuple(p.name for p in found if p not in data))
 
 
