@@ -196,7 +196,7 @@ def test_the_environment_is_prepared_unless_the_user_has_done_it():
 
 def test_without_a_terminal_lines_are_neither_coloured_nor_wrapped(tmp_path):
     path = tmp_path / f"{'long' * 40}.yaml"
-    path.write_text("model: starter\nmethod: lora\ndata: x\nepoks: 3\n")
+    path.write_text("model: starter\nmethod: lora\ndata: starter:quickstart\nepoks: 3\n")
     done = program("train", str(path), COLUMNS="40")
     assert done.returncode == 2
     assert done.stderr.splitlines() == [

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-import unicodedata
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from luthier.core.errors import Interrupted, LuthierError, Problem, UserError
+from luthier.core.errors import Interrupted, LuthierError, Problem, UserError, visible
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -59,11 +58,6 @@ def print_json(value: object) -> None:
     """Print one JSON document on standard output."""
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
     sys.stdout.flush()
-
-
-def visible(text: str) -> str:
-    """Return text with control characters written out: what stands in a data file must not command the terminal."""
-    return "".join(repr(c)[1:-1] if unicodedata.category(c) == "Cc" and c != "\n" else c for c in text)
 
 
 def _as_text(problem: Problem) -> Text:

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from luthier.cli.outcome import print_outcome
-from luthier.run.config import load_recipe
+from luthier.run.draft import read_draft
+from luthier.run.examine import examine
 from luthier.run.launch import start
 from luthier.run.screen import Screen
 
 
 def run(recipe: Path, overrides: Sequence[str] = (), json: bool = False) -> None:
     """Train a recipe; with `json`, print the report on stdout at the end."""
-    loaded = load_recipe(recipe, overrides)
-    done = start(loaded, Screen())
+    done = start(examine(read_draft(recipe, overrides)), Screen())
     print_outcome(done, json)

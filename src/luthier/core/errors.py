@@ -17,6 +17,7 @@ LuthierError              exit code 1
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -111,3 +112,8 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """Return ` Did you mean "x"?` for the nearest choice, or an empty string when nothing is near."""
     near = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)
     return f' Did you mean "{near[0]}"?' if near else ""
+
+
+def visible(text: str) -> str:
+    """Return text with control characters written out: what stands in a data file must not command the terminal."""
+    return "".join(repr(c)[1:-1] if unicodedata.category(c) == "Cc" and c != "\n" else c for c in text)

@@ -10,14 +10,19 @@ beside its place, synced, and renamed: a torn file is never read.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from luthier.core.errors import Problem, RunError
+
+STATE = "trainer_state.json"
+"""In a checkpoint: where the run stood, and which base model it belongs to."""
 
 
 @dataclass(frozen=True)
@@ -146,19 +151,73 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         raise disk_error(path, error) from error
 
 
+def read_json(path: Path) -> dict[str, object]:
+    """Return the mapping that a JSON file of a run holds.
+
+    Raises:
+        RunError: the file is missing or was changed by hand into something else.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        remedy = "put the file back from a copy, or start a new run"
+        raise RunError(Problem(f"The file cannot be read: {error}.", str(path), remedy)) from error
+    if not isinstance(value, dict):
+        raise RunError(Problem("The file holds no JSON object.", str(path), "put it back from a copy"))
+    return value
+
+
 def write_json(path: Path, value: object) -> None:
     """Write `value` as indented JSON, atomically."""
     write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+def settle_files(folder: Path) -> None:
+    """Give every file in a folder the mode that new files have here, and bring it onto the disk.
+
+    safetensors writes its files for their owner alone (0600), which nobody else in a team could then open.
+    """
+    mode = folder.stat().st_mode & 0o666
+    for file in folder.iterdir():
+        file.chmod(mode)
+        sync(file)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+_DISK_CODES = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO, errno.ENOTDIR}
+    | {errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG}
+)
+
+
+def disk_fault(path: Path, error: Exception) -> RunError | None:
+    """Return the user's message if an exception means that the disk did not take a file; None if it means another.
+
+    safetensors and tokenizers report a full disk through exceptions of their own, with the system's words in them.
+    """
+    if isinstance(error, OSError) and error.errno in _DISK_CODES:
+        return disk_error(Path(error.filename) if isinstance(error.filename, str) else path, error)
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return disk_error(path, OSError(int(found[1]), os.strerror(int(found[1])))) if found else None
 
 
 def disk_error(path: Path, error: OSError) -> RunError:
     """Return the user's message for a failed write: how much is free, and what to do."""
     home = next((p for p in (path, *path.parents) if p.exists()), Path("/"))
     free = shutil.disk_usage(home).free / 2**20
+    remedy = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "check the folder's permissions"
     return RunError(
         Problem(
             f"Cannot write: {error.strerror or error} ({free:,.0f} MiB free).",
             where=str(path),
-            remedy="free some space or choose another folder with run=PATH",
+            remedy=f"{remedy}, or choose another place",
         )
     )

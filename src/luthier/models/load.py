@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 from luthier.core.errors import ModelError, Problem
 from luthier.models.causal import CausalModel, probe
@@ -54,7 +54,8 @@ def load_model(
         module = _pretrained(where, revision, trust_remote_code, stored)
         _refuse_non_finite(module, where)
     _check_vocabulary(module, tokenizer, where)
-    model = CausalModel(module.to(device), tokenizer, name=name, path=where)
+    module.to(torch.device(device))  # type: ignore[arg-type]  # annotated for a class, where it is called on objects
+    model = CausalModel(module, tokenizer, name=name, path=where)
     model.fingerprint = fingerprint(module)
     probe(model)
     model.autocast = compute if compute is not torch.float32 else None
@@ -180,7 +181,7 @@ def _refuse_non_finite(module: PreTrainedModel, where: str) -> None:
 
 
 def _check_vocabulary(module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, where: str) -> None:
-    rows = module.get_input_embeddings().weight.shape[0]
+    rows = cast("torch.nn.Embedding", module.get_input_embeddings()).weight.shape[0]
     if len(tokenizer) > rows:
         raise ModelError(
             Problem(

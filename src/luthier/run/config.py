@@ -324,10 +324,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         RecipeError: with every problem of the file and the overrides.
     """
-    recipe, problems = parse_draft(read_draft(path, overrides))
-    if recipe is None:
-        raise RecipeError(*problems)
-    return recipe
+    return require_recipe(read_draft(path, overrides))
 
 
 def parse_recipe(values: Mapping[str, object], overrides: Sequence[str] = (), base: Path | None = None) -> Recipe:
@@ -336,7 +333,16 @@ def parse_recipe(values: Mapping[str, object], overrides: Sequence[str] = (), ba
     Raises:
         RecipeError: with every problem.
     """
-    recipe, problems = parse_draft(Draft.of_mapping(values, overrides, base))
+    return require_recipe(Draft.of_mapping(values, overrides, base))
+
+
+def require_recipe(draft: Draft) -> Recipe:
+    """Return the recipe of a draft.
+
+    Raises:
+        RecipeError: with every problem.
+    """
+    recipe, problems = parse_draft(draft)
     if recipe is None:
         raise RecipeError(*problems)
     return recipe

@@ -1,24 +1,30 @@
-"""A stage's data: what the recipe names, read and checked before the model, rendered once its tokenizer is known."""
+"""A stage's data: what was examined becomes examples as soon as there is a tokenizer, before the weights are loaded."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
+
 from luthier.core.batch import Example
-from luthier.core.errors import DataError, Problem, RunError
+from luthier.core.errors import Problem, RunError
 from luthier.core.rundir import RunDir, write_atomic, write_json
-from luthier.data.load import Records, fingerprint, load_records, split
+from luthier.data.load import Records, fingerprint
 from luthier.data.records import Record, Text, answer_of, conversation, prompt_of
+from luthier.run.examine import Examined
 from luthier.run.screen import Screen
 
 if TYPE_CHECKING:
-    from luthier.data.render import Rendered
-    from luthier.models.causal import CausalModel
-    from luthier.run.config import EvalTask, Recipe
+    from transformers import PreTrainedTokenizerBase
 
-DEFAULT_MAX_LENGTH = 2048
+    from luthier.data.render import Rendered
+    from luthier.data.store import ExampleStore
+    from luthier.run.config import Recipe
+
+HISTOGRAM_BARS = 24
 
 
 @dataclass(frozen=True)
@@ -43,13 +49,14 @@ class Task:
 
 @dataclass
 class StageData:
-    """Everything a stage trains and measures on."""
+    """Everything a stage trains and measures on.
 
-    records: Records
-    train_records: Sequence[Record]
-    held_records: Sequence[Record]
-    task_records: list[tuple[EvalTask, Records]]
-    train: Sequence[Example] = ()
+    Attributes:
+        summary: what report.json says of the data.
+        warnings: what the user was told about them.
+    """
+
+    train: Sequence[Example]
     held_out: Sequence[Example] = ()
     tasks: list[Task] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
@@ -57,100 +64,107 @@ class StageData:
     warnings: list[str] = field(default_factory=list)
 
 
-def gather(recipe: Recipe, run: RunDir, screen: Screen) -> StageData:
-    """Read and check all rows that the recipe names.
+@dataclass(frozen=True)
+class Rendering:
+    """How a stage's records become examples: the one way that training and measuring share."""
+
+    recipe: Recipe
+    tokenizer: PreTrainedTokenizerBase
+    max_length: int
+
+    def render(self, records: Sequence[Record], form: Literal["text", "conversation"]) -> Rendered:
+        """Return the examples of records, as the recipe says."""
+        from luthier.data.render import Renderer
+
+        renderer = Renderer(
+            self.tokenizer,
+            objective_kind="lm" if form == "text" else "sft",
+            train_on=self.recipe.train_on,
+            max_length=self.max_length,
+            on_overlong=self.recipe.on_overlong,
+        )
+        return renderer.render_all(records)
+
+
+def announce(recipe: Recipe, found: Examined, run: RunDir, screen: Screen) -> None:
+    """Say what was read, and make sure that it is what the run was started with.
 
     Raises:
-        DataError: with the problems of every file, not just the first.
-        RunError: the data have changed since the run was started.
+        RunError: the data have changed since then.
     """
-    form = recipe.objective.data_form
-    kind: Literal["sft", "lm"] = "lm" if form == "text" else "sft"
-    problems: list[Problem] = []
-
-    def read(spec, objective: Literal["sft", "lm"]) -> Records | None:
-        try:
-            return load_records(spec, recipe.base, objective)
-        except DataError as error:
-            problems.extend(error.problems)
-            return None
-
-    records = read(recipe.data, kind)
-    held = read(recipe.eval_data, kind) if recipe.eval_data is not None else None
-    # A task may measure plain text whatever the stage trains on, so nothing is refused for having no answer.
-    tasks = [(task, read(task.data, "sft" if task.metric == "exact_match" else "lm")) for task in recipe.evaluate]
-    if problems or records is None:
-        raise DataError(*problems)
-    train_records, held_records = split(records.records, recipe.eval_fraction, recipe.seed)
-    if held is not None:
-        train_records, held_records = list(records.records), list(held.records)
-    _check_fingerprint(records, held, run)
+    assert found.data is not None
+    check_fingerprint(found, run)
+    records = found.data
     screen.fact("data", f"{len(records):,} rows of {recipe.data.path}, read as {records.format} ({records.why})")
-    if held_records:
+    if found.held_records:
         source = recipe.eval_data.path if recipe.eval_data is not None else "set aside from them"
-        screen.fact("held out", f"{len(held_records):,} rows, {source}")
+        screen.fact("held out", f"{len(found.held_records):,} rows, {source}")
     for line in _unused(records):
         screen.note(line)
-    for problem in records.problems:
+    for problem in found.warnings:
         screen.warn(problem)
-    return StageData(records, train_records, held_records, [(t, r) for t, r in tasks if r is not None])
 
 
-def render_stage(recipe: Recipe, model: CausalModel, data: StageData, run: RunDir, screen: Screen) -> StageData:
+def render_stage(rendering: Rendering, found: Examined, run: RunDir, screen: Screen) -> StageData:
     """Turn records into examples with the model's template, count what was left out, and write the preview page."""
     from luthier.data.preview import preview_html
+    from luthier.data.templates import settle_template
 
-    rendered = render(recipe, model, data.train_records, recipe.objective.data_form)
-    data.train = rendered.store
-    if data.held_records:
-        data.held_out = render(recipe, model, data.held_records, recipe.objective.data_form).store
-    for task, records in data.task_records:
+    recipe, tokenizer = rendering.recipe, rendering.tokenizer
+    form = recipe.objective.data_form
+    settled = settle_template(tokenizer, found.train_records, recipe.model.chat_template)
+    # Without a template the renderer says what it does instead, and on how many rows.
+    chosen_template = [settled] if settled and tokenizer.chat_template else []
+    for note in chosen_template:
+        screen.note(note)
+    rendered = rendering.render(found.train_records, form)
+    data = StageData(rendered.store)
+    if found.held_records:
+        data.held_out = rendering.render(found.held_records, form).store
+    for task, records in found.tasks:
         chosen = list(records.records[: task.limit])
-        form = "text" if any(isinstance(r, Text) for r in chosen) else "conversation"
-        examples = render(recipe, model, chosen, form).store if task.metric == "loss" else ()
+        task_form = "text" if any(isinstance(r, Text) for r in chosen) else "conversation"
+        examples = rendering.render(chosen, task_form).store if task.metric == "loss" else ()
         data.tasks.append(Task(task.name, task.metric, examples, chosen, task.max_new_tokens))
-    shown = (data.held_records or data.train_records)[: recipe.samples]
+    shown = (found.held_records or found.train_records)[: recipe.samples]
     data.samples = [Sample(r, prompt_text(r), answer_of(r) or _rest(r)) for r in shown]
-    counts = rendered.counts
-    data.summary = {
-        "files": [str(f) for f in data.records.files],
-        "format": data.records.format,
-        "rows": len(data.records),
-        "held_out_rows": len(data.held_records),
-        **counts,
-    }
-    data.warnings = [str(p) for p in data.records.problems] + list(counts.get("notes", ()))
-    _say_counts(counts, screen)
-    page = preview_html(rendered.store, model.tokenizer, title=recipe.data.path, counts=counts)
+    data.summary = _summary(found, rendered)
+    notes = _strings(rendered.counts["notes"])
+    data.warnings = [*chosen_template, *(_one_line(problem) for problem in found.warnings), *notes]
+    _say_counts(data.summary, notes, screen)
+    page = preview_html(rendered.store, tokenizer, title=recipe.data.path, counts=rendered.counts)
     write_atomic(run.examples_page, page)
     screen.fact("preview", f"{run.examples_page} shows token by token what is trained on")
     return data
 
 
-def render(
-    recipe: Recipe, model: CausalModel, records: Sequence[Record], form: Literal["text", "conversation"]
-) -> Rendered:
-    """Render records as the recipe says; the one call that training and measuring share."""
-    from luthier.data.render import Renderer
+def check_fingerprint(found: Examined, run: RunDir) -> None:
+    """Remember what the data are, or compare them with what the run was started with.
 
-    context = model.context_length
-    if recipe.max_length is not None and context is not None and recipe.max_length > context:
-        raise DataError(
+    Raises:
+        RunError: they differ.
+    """
+    assert found.data is not None
+    held = found.eval_data
+    now = {"data": fingerprint(found.data.files), "eval_data": fingerprint(held.files) if held is not None else None}
+    if not run.fingerprint.is_file():
+        write_json(run.fingerprint, now)
+    elif json.loads(run.fingerprint.read_text(encoding="utf-8")) != now:
+        raise RunError(
             Problem(
-                f"max_length is {recipe.max_length}, but the model was built for {context} positions.",
-                where=recipe.place("max_length"),
-                remedy=f"set max_length to {context} or less",
+                "The data have changed since this run was started, so it cannot go on as if nothing had happened.",
+                where=", ".join(str(f) for f in found.data.files[:3]),
+                remedy="put the old data back, or start a new run",
             )
         )
-    renderer = Renderer(
-        model.tokenizer,
-        objective_kind="lm" if form == "text" else "sft",
-        train_on=recipe.train_on,
-        max_length=recipe.max_length or min(context or DEFAULT_MAX_LENGTH, DEFAULT_MAX_LENGTH),
-        on_overlong=recipe.on_overlong,
-        chat_template=recipe.model.chat_template,
-    )
-    return renderer.render_all(records)
+
+
+def histogram(store: ExampleStore) -> dict[str, list[float]]:
+    """Return how many sequences have which length: bars between edges, in tokens."""
+    lengths = store.lengths
+    low, high = int(lengths.min()), int(lengths.max()) + 1
+    counts, edges = np.histogram(lengths, bins=min(HISTOGRAM_BARS, high - low), range=(low, high))
+    return {"edges": [round(float(e), 2) for e in edges], "counts": [int(c) for c in counts]}
 
 
 def prompt_text(record: Record) -> str:
@@ -168,34 +182,40 @@ def _rest(record: Record) -> str:
     return record.text[:300] if isinstance(record, Text) else ""
 
 
-def _check_fingerprint(records: Records, held: Records | None, run: RunDir) -> None:
-    now = {"data": fingerprint(records.files), "eval_data": fingerprint(held.files) if held is not None else None}
-    if run.fingerprint.is_file():
-        import json
-
-        before = json.loads(run.fingerprint.read_text(encoding="utf-8"))
-        if before != now:
-            raise RunError(
-                Problem(
-                    "The data have changed since this run was started, so it cannot go on as if nothing had happened.",
-                    where=", ".join(str(f) for f in records.files[:3]),
-                    remedy="put the old data back, or start a new run",
-                )
-            )
-    else:
-        write_json(run.fingerprint, now)
+def _summary(found: Examined, rendered: Rendered) -> dict[str, object]:
+    """Return what report.json says of the data: rows read = rows to train on + rows held out of them."""
+    assert found.data is not None
+    counts = {key: value for key, value in rendered.counts.items() if key != "notes"}
+    return {
+        "files": [str(f) for f in found.data.files],
+        "format": found.data.format,
+        **counts,
+        "rows": len(found.data),
+        "train_rows": len(found.train_records),
+        "held_out_rows": len(found.held_records),
+        "lengths": histogram(rendered.store),
+    }
 
 
 def _unused(records: Records) -> list[str]:
-    names = [*records.counts.get("unused_columns", []), *records.counts.get("unused_files", [])]
-    notes = list(records.counts.get("notes", []))
-    return [*notes, *([f"Not used: {', '.join(names)}"] if names else [])]
+    names = [*_strings(records.counts["unused_columns"]), *_strings(records.counts["unused_files"])]
+    return [*_strings(records.counts["notes"]), *([f"Not used: {', '.join(names)}"] if names else [])]
 
 
-def _say_counts(counts: dict[str, object], screen: Screen) -> None:
-    trained, tokens = int(counts["trained_tokens"]), int(counts["tokens"])
-    text = f"{int(counts['examples']):,} sequences, {tokens:,} tokens, {trained:,} trained on ({trained / max(tokens, 1):.0%})"
-    left_out = [f"{int(counts[k]):,} {k}" for k in ("dropped", "truncated", "windows") if counts.get(k)]
+def _strings(value: object) -> list[str]:
+    return [str(item) for item in value] if isinstance(value, list) else []
+
+
+def _one_line(problem: Problem) -> str:
+    return " ".join(str(problem).split())
+
+
+def _say_counts(summary: dict[str, object], notes: Sequence[str], screen: Screen) -> None:
+    counts = {key: value for key, value in summary.items() if isinstance(value, int)}
+    trained, tokens = counts["trained_tokens"], counts["tokens"]
+    share = trained / max(tokens, 1)
+    text = f"{counts['examples']:,} sequences, {tokens:,} tokens, {trained:,} trained on ({share:.0%})"
+    left_out = [f"{counts[key]:,} {key}" for key in ("dropped", "truncated", "windows") if counts.get(key)]
     screen.fact("sequences", text + (f"; {', '.join(left_out)}" if left_out else ""))
-    for note in counts.get("notes", ()):
-        screen.note(str(note))
+    for note in notes:
+        screen.note(note)

@@ -3,39 +3,44 @@
 from __future__ import annotations
 
 import fcntl
-import json
-import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import yaml
-
+from luthier.core.component import Component
 from luthier.core.errors import Failure, Interrupted, LuthierError, Problem, RunError, UserError
-from luthier.core.rundir import RunDir, StageDir, disk_error, write_atomic, write_json
-from luthier.run.config import Recipe, parse_recipe
+from luthier.core.rundir import RunDir, StageDir, disk_fault, read_json, write_atomic, write_json
+from luthier.run.config import Recipe
 from luthier.run.environment import collect_environment
+from luthier.run.examine import Examined, examine
+from luthier.run.opened import kept_recipe
 from luthier.run.report import write_report
 from luthier.run.screen import Screen
+from luthier.run.yaml_lines import write_yaml
 
 
-def start(recipe: Recipe, screen: Screen) -> RunDir:
-    """Train a recipe in a new run folder.
+def start(found: Examined, screen: Screen) -> RunDir:
+    """Train a recipe that was examined, in a new run folder.
 
     If the input turns out to be wrong before the first step, the new folder is removed again.
 
     Raises:
-        RunError: the folder exists already, or cannot be written.
+        UserError: with everything that is wrong, the run folder's place included.
     """
-    run = _new_run(recipe)
-    screen.fact("run", str(run.path))
+    path = _place(found.recipe) if found.recipe is not None else Path()
+    recipe = found.require(*(_taken(path) if found.recipe is not None else ())).located()
+    run = RunDir(path)
     try:
-        return _carry_out(recipe, run, screen)
-    except (UserError, Failure):
-        if not any(stage.metrics.exists() for stage in run.stages()):
+        _write_first_files(recipe, run)
+        screen.fact("run", str(run.path))
+        return _carry_out(recipe, found, run, screen)
+    except (UserError, Failure) as error:
+        if not any(True for stage in run.stages() for _ in stage.read_metrics()):
             shutil.rmtree(run.path, ignore_errors=True)
+        elif isinstance(error, RunError):
+            screen.note(f"what was done is kept; go on with: luthier resume {run.path}")
         raise
 
 
@@ -46,78 +51,93 @@ def resume(path: Path, screen: Screen) -> RunDir:
         RunError: no run there, already finished, or at work in another process.
     """
     run = RunDir.open(path)
-    kept = json.loads(run.resolved.read_text(encoding="utf-8"))
-    base = Path(kept["base"]) if kept.get("base") else None
-    if run.report.is_file() and json.loads(run.report.read_text(encoding="utf-8")).get("status") == "finished":
-        raise RunError(
-            Problem(
-                "This run is finished; there is nothing to resume.", str(path), f"see it with `luthier show {path}`"
-            )
-        )
-    recipe = parse_recipe(kept["recipe"], base=base)
-    screen.fact("run", str(run.path))
-    return _carry_out(recipe, run, screen)
-
-
-def _carry_out(recipe: Recipe, run: RunDir, screen: Screen) -> RunDir:
+    if run.report.is_file() and read_json(run.report).get("status") == "finished":
+        remedy = f"see it with `luthier show {path}`"
+        raise RunError(Problem("This run is finished; there is nothing to resume.", str(path), remedy))
     with _locked(run):
-        stage = run.stage(0, recipe.objective.kind)
+        pass  # a run at work elsewhere is told before its data are read
+    found = examine(kept_recipe(run))
+    recipe = found.require()
+    screen.fact("run", str(run.path))
+    return _carry_out(recipe, found, run, screen)
+
+
+def _carry_out(recipe: Recipe, found: Examined, run: RunDir, screen: Screen) -> RunDir:
+    with _locked(run):
+        stage = run.stage(0, _kind(recipe.objective))
+        screen.keep_log(stage.log)
         started = time.monotonic()
         try:
-            from luthier.run.stage import run_stage  # imports torch: only now, when the recipe is known to be right
-
-            part = run_stage(recipe, run, stage, screen)
+            part = _train(recipe, found, run, stage, screen)
         except Interrupted:
             _write_status(recipe, run, stage, {"status": "interrupted"})
             screen.note(f"go on with: luthier resume {run.path}")
             raise
         except LuthierError as error:
             if stage.metrics.exists():
-                _write_status(recipe, run, stage, {"status": "failed", "error": str(error)})
+                # On a full disk this fails as well, and the first message is the one that counts.
+                with suppress(RunError):
+                    _write_status(recipe, run, stage, {"status": "failed", "error": str(error)})
             raise
         _write_status(recipe, run, stage, {"status": "finished", **part, "seconds": time.monotonic() - started})
         screen.fact("report", str(run.report_page))
     return run
 
 
+def _train(recipe: Recipe, found: Examined, run: RunDir, stage: StageDir, screen: Screen) -> dict[str, object]:
+    from luthier.run.stage import run_stage  # imports torch: only now, when the recipe is known to be right
+
+    try:
+        write_json(run.environment, collect_environment())  # now that torch is loaded, it knows threads and devices
+        return run_stage(recipe, found, run, stage, screen)
+    except LuthierError:
+        raise
+    except Exception as error:
+        fault = disk_fault(stage.path, error)
+        if fault is None:
+            raise
+        raise fault from error
+
+
 def _write_status(recipe: Recipe, run: RunDir, stage: StageDir, part: dict[str, object]) -> None:
     report = {
         "run": run.path.name,
-        "method": recipe.method.kind,
-        "objective": recipe.objective.kind,
+        "method": _kind(recipe.method),
+        "objective": _kind(recipe.objective),
         "model": recipe.model.path,
         "stage": stage.path.name,
         **part,
-        "environment": json.loads(run.environment.read_text(encoding="utf-8")),
+        "environment": read_json(run.environment),
     }
     write_json(run.report, report)
     write_report(run)
 
 
-def _new_run(recipe: Recipe) -> RunDir:
-    path = Path(recipe.run) if recipe.run else _free_name(Path("runs") / recipe.name)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        holds_run = (path / "resolved.json").is_file()
-        remedy = f"go on with it: luthier resume {path}; or " if holds_run else ""
-        raise RunError(
-            Problem(
-                "The run folder exists already and is not empty.", str(path), f"{remedy}choose another with run=PATH"
-            )
-        )
-    run = RunDir(path)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise disk_error(path, error) from error
-    try:
-        write_atomic(run.recipe, yaml.safe_dump(recipe.dump(), sort_keys=False, allow_unicode=True))
-        write_json(run.environment, collect_environment())
-        # Last: a folder counts as a run from this file on.
-        write_json(run.resolved, {"recipe": recipe.dump(), "base": str(recipe.base.resolve()) if recipe.base else None})
-    except LuthierError:
-        shutil.rmtree(path, ignore_errors=True)
-        raise
-    return run
+def _kind(component: Component) -> str:
+    return str(component.model_dump()["kind"])
+
+
+_FIRST_FILES = {"recipe.yaml", ".recipe.yaml.tmp", ".resolved.json.tmp"}
+
+
+def _place(recipe: Recipe) -> Path:
+    return Path(recipe.run).expanduser() if recipe.run else _free_name(Path("runs") / recipe.name)
+
+
+def _taken(path: Path) -> list[Problem]:
+    """Return what stands in the way of a new run; a start that was cut off leaves nothing to keep."""
+    inside = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
+    if path.exists() and (not path.is_dir() or inside - _FIRST_FILES):
+        remedy = f"go on with it: luthier resume {path}; or " if "resolved.json" in inside else ""
+        what = "The run folder exists already and is not empty." if path.is_dir() else "The run folder is a file."
+        return [Problem(what, str(path), f"{remedy}choose another with run=PATH")]
+    return []
+
+
+def _write_first_files(recipe: Recipe, run: RunDir) -> None:
+    write_atomic(run.recipe, write_yaml(recipe.dump()))
+    # Last: a folder counts as a run from this file on.
+    write_json(run.resolved, {"recipe": recipe.dump()})
 
 
 def _free_name(path: Path) -> Path:
@@ -132,13 +152,16 @@ def _free_name(path: Path) -> Path:
 @contextmanager
 def _locked(run: RunDir) -> Iterator[None]:
     """Hold the run for this process; the lock vanishes with the process, however it ends."""
-    with (run.path / ".lock").open("w") as stream:
+    try:
+        stream = (run.path / ".lock").open("w")
+    except OSError as error:
+        fault = disk_fault(run.path, error)
+        raise fault or error from error
+    with stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise RunError(
                 Problem("Another process is at work on this run.", str(run.path), "wait for it, or stop it first")
             ) from error
-        stream.write(str(os.getpid()))
-        stream.flush()
         yield

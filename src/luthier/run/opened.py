@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from luthier.core.errors import Problem, RunError
-from luthier.core.rundir import RunDir
-from luthier.run.config import Recipe, parse_recipe
+from luthier.core.rundir import STATE, RunDir, StageDir, read_json
+from luthier.run.config import Recipe, require_recipe
+from luthier.run.draft import Draft
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from luthier.models.causal import CausalModel
 
 
@@ -30,27 +32,49 @@ class OpenedRun:
     checkpoint: Path
 
 
-def run_recipe(run: RunDir) -> Recipe:
-    """Return the recipe that a run was started with."""
-    kept = json.loads(run.resolved.read_text(encoding="utf-8"))
-    return parse_recipe(kept["recipe"], base=Path(kept["base"]) if kept.get("base") else None)
+def kept_recipe(run: RunDir) -> Draft:
+    """Return the recipe that a run was started with, with absolute paths, not yet checked."""
+    values = read_json(run.resolved).get("recipe")
+    return Draft.of_mapping(values if isinstance(values, dict) else {})
 
 
 def final_checkpoint(run: RunDir) -> Path:
-    """Return the checkpoint that is the run's result: the one the report names, else the newest complete one.
+    """Return the checkpoint that is the run's result: what the report names, else the best or the newest so far.
 
     Raises:
         RunError: there is no complete checkpoint yet.
     """
-    if run.report.is_file():
-        named = json.loads(run.report.read_text(encoding="utf-8")).get("final_checkpoint")
-        if named and (run.path / named / "DONE").is_file():
-            return run.path / named
-    complete = [c for stage in run.stages() for c in stage.complete_checkpoints()]
+    named = read_json(run.report).get("final_checkpoint") if run.report.is_file() else None
+    if isinstance(named, str) and (run.path / named / "DONE").is_file():
+        return run.path / named
+    complete = {c.name: c for stage in run.stages() for c in stage.complete_checkpoints()}
     if not complete:
         remedy = f"let it train: luthier resume {run.path}"
         raise RunError(Problem("The run has no complete checkpoint yet.", str(run.path), remedy))
-    return complete[-1]
+    newest = list(complete.values())[-1]
+    best = read_json(newest / STATE).get("best_step")
+    return complete.get(StageDir(run.path).checkpoint(best).name, newest) if isinstance(best, int) else newest
+
+
+def load_for(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None = None) -> CausalModel:
+    """Load the model of a recipe as its method wants it, before the method is applied.
+
+    Raises:
+        ModelError: anything about the folder or the weights that a user has to mend.
+    """
+    from luthier.models.load import load_model
+
+    return load_model(
+        recipe.model.path,
+        base=recipe.base,
+        revision=recipe.model.revision,
+        dtype=recipe.dtype,
+        trust_remote_code=recipe.model.trust_remote_code,
+        from_scratch=recipe.model.from_scratch,
+        seed=recipe.seed,
+        frozen_in_16_bits=recipe.method.freezes_most,
+        tokenizer=tokenizer,
+    )
 
 
 def open_run(path: Path, checkpoint: Path | None = None) -> OpenedRun:
@@ -61,33 +85,16 @@ def open_run(path: Path, checkpoint: Path | None = None) -> OpenedRun:
     """
     import torch
 
-    from luthier.models.load import load_model, load_tokenizer
+    from luthier.models.load import load_tokenizer
+    from luthier.train.checkpoint import require_base
 
     run = RunDir.open(path)
-    recipe = run_recipe(run)
+    recipe = require_recipe(kept_recipe(run))
     chosen = checkpoint or final_checkpoint(run)
-    model = load_model(
-        recipe.model.path,
-        base=recipe.base,
-        revision=recipe.model.revision,
-        dtype=recipe.dtype,
-        trust_remote_code=recipe.model.trust_remote_code,
-        from_scratch=recipe.model.from_scratch,
-        seed=recipe.seed,
-        frozen_in_16_bits=recipe.method.freezes_most,
-    )
-    state = json.loads((chosen / "trainer_state.json").read_text(encoding="utf-8"))
-    if state["base_fingerprint"] != model.fingerprint:
-        raise RunError(
-            Problem(
-                "The base model's weights are not those the run was trained on.",
-                where=model.path,
-                remedy="put the original model back",
-            )
-        )
+    model = load_for(recipe, load_tokenizer(str(chosen)))
+    require_base(str(read_json(chosen / STATE).get("base_fingerprint")), model)
     torch.manual_seed(recipe.seed)
     recipe.method.apply(model.module)
     recipe.method.load(model.module, chosen)
-    model.tokenizer = load_tokenizer(str(chosen))
     model.name = str(path)
     return OpenedRun(run, recipe, model, chosen)

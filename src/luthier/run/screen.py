@@ -1,15 +1,17 @@
 """What a person sees while a run works: facts at the start, a bar with loss, speed and time left, the table at the end.
 
 Everything goes to stderr, so that stdout stays free for `--json`. Without a terminal the bar becomes a line every few
-seconds.
+seconds. The run folder's log.txt gets the same lines, and one for each evaluation.
 """
 
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console
@@ -17,35 +19,71 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from luthier.core.errors import Problem
+from luthier.core.errors import Problem, visible
 
 LINE_SECONDS = 10.0
 LOWER_IS_BETTER = {"loss"}
 
 
+def _standard_error() -> Console:
+    return Console(stderr=True, highlight=False, emoji=False, soft_wrap=not sys.stderr.isatty())
+
+
 @dataclass
 class Screen:
-    """The terminal of one run."""
+    """The terminal of one run.
 
-    console: Console = field(default_factory=lambda: Console(stderr=True, highlight=False))
+    Attributes:
+        log: the file that gets the same lines, once `keep_log` has named it.
+    """
+
+    console: Console = field(default_factory=_standard_error)
     quiet: bool = False
+    log: Path | None = None
+    _earlier: list[str] = field(default_factory=list)
+
+    def keep_log(self, path: Path) -> None:
+        """Append to a file from now on, beginning with what was said before."""
+        self.log = path
+        earlier, self._earlier = self._earlier, []
+        self._append([time.strftime("%Y-%m-%d %H:%M:%S"), *earlier])
 
     def fact(self, label: str, text: str) -> None:
         """Show one line of the header."""
-        if not self.quiet:
-            self.console.print(f"[bold]{escape(label):>12}[/]  {escape(text)}")
+        self._line(label, text, "bold")
 
     def note(self, text: str) -> None:
         """Show something that happened and needs no action."""
-        if not self.quiet:
-            self.console.print(f"[yellow]{'note':>12}[/]  {escape(text)}")
+        self._line("note", text, "yellow")
 
     def warn(self, problem: Problem) -> None:
         """Show a warning with its place and remedy."""
+        place = f"{problem.where}: " if problem.where else ""
+        remedy = f" → {problem.remedy}" if problem.remedy else ""
+        self._line("warning", place + problem.what + remedy, "yellow")
+
+    def record(self, label: str, text: str) -> None:
+        """Write a line into the log alone."""
+        self._append([f"{label:>12}  {text}"])
+
+    def _line(self, label: str, text: str, style: str) -> None:
+        text = visible(text)
         if not self.quiet:
-            place = f"{problem.where}: " if problem.where else ""
-            remedy = f" → {problem.remedy}" if problem.remedy else ""
-            self.console.print(f"[yellow]{'warning':>12}[/]  {escape(place + problem.what + remedy)}")
+            self.console.print(f"[{style}]{escape(label):>12}[/]  {escape(text)}")
+        self.record(label, text)
+
+    def _append(self, lines: Sequence[str]) -> None:
+        if self.log is None:
+            self._earlier += lines
+            return
+        try:
+            self.log.parent.mkdir(parents=True, exist_ok=True)
+            with self.log.open("a", encoding="utf-8") as stream:
+                stream.writelines(f"{line}\n" for line in lines)
+        except OSError as error:
+            # The log is a copy: a full disk is for what matters, the checkpoints, to run into.
+            self.console.print(f"[yellow]{'note':>12}[/]  {escape(f'log.txt cannot be written ({error.strerror})')}")
+            self.log, self._earlier = None, []
 
     def comparison(self, before: Mapping[str, Mapping], after: Mapping[str, Mapping]) -> None:
         """Show every measure before and after, with its direction."""
@@ -72,7 +110,7 @@ class Screen:
                 ("before", "before", "red"),
                 ("after", "after", "green"),
             ):
-                self.console.print(f"[{style}]{label:>12}[/]  {escape(_one_line(row.get(key) or ''))}")
+                self.console.print(f"[{style}]{label:>12}[/]  {escape(visible(_one_line(row.get(key) or '')))}")
 
     def training(self, total_steps: int, done_steps: int = 0) -> TrainingBar:
         """Return the bar of a training loop, a context manager."""
@@ -125,6 +163,8 @@ class TrainingBar:
         elif not self.screen.quiet and (time.monotonic() - self.last_line > LINE_SECONDS or self.done == self.total):
             self.last_line = time.monotonic()
             self.screen.console.print(f"{'training':>12}  step {self.done}/{self.total}  {facts}")
+        if "eval_loss" in metrics or self.done == self.total:
+            self.screen.record("training", f"step {self.done}/{self.total}  {facts}")
 
     def _facts(self, metrics: Mapping[str, float]) -> str:
         rate = self.tokens / max(self.seconds, 1e-9)

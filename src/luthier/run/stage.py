@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from luthier.core.errors import Interrupted, RecipeError
 from luthier.core.rundir import RunDir, StageDir, write_atomic, write_json
@@ -35,6 +35,7 @@ from luthier.train.microbatch import Cut, auto_cut
 
 if TYPE_CHECKING:
     from luthier.models.causal import CausalModel
+    from luthier.optim.adamw import AdamW
     from luthier.run.config import Recipe
 
 HELD_OUT = "held-out loss"
@@ -142,7 +143,7 @@ def _assemble(recipe: Recipe, folder: StageDir, screen: Screen, data: StageData,
         model,
         recipe.method,
         recipe.objective,
-        recipe.optimizer,
+        cast("AdamW", recipe.optimizer),
         recipe.schedule,
         Settings(
             total_steps=total,
@@ -194,7 +195,7 @@ def _resume(stage: StageRun) -> None:
     rows = list(stage.folder.read_metrics())
     if complete:
         state = load_checkpoint(stage.engine, complete[-1])
-        stage.progress = Progress(**state["progress"])
+        stage.progress = Progress(**state["progress"])  # type: ignore[arg-type]
         stage.screen.fact("resuming", f"from step {stage.engine.step} of {stage.engine.settings.total_steps}")
     kept = [row for row in rows if row["step"] <= stage.engine.step]
     if stage.folder.metrics.exists():

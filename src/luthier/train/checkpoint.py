@@ -7,7 +7,6 @@ numbers or data order is stored, because both are functions of (seed, step).
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,15 +15,15 @@ import torch
 from torch import Tensor
 
 from luthier.core.errors import Problem, RunError
-from luthier.core.rundir import StageDir, disk_error
+from luthier.core.rundir import STATE, StageDir, disk_fault, settle_files, sync
 from luthier.methods.base import trainable
 from luthier.train.microbatch import Cut
 
 if TYPE_CHECKING:
+    from luthier.models.causal import CausalModel
     from luthier.train.engine import Engine
 
 OPTIMIZER = "optimizer.safetensors"
-STATE = "trainer_state.json"
 
 
 def save_checkpoint(
@@ -56,23 +55,19 @@ def save_checkpoint(
             **extra,
         }
         (beside / STATE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
-        for file in beside.iterdir():
-            _sync(file)
+        settle_files(beside)
         (beside / "DONE").touch()
-        _sync(beside / "DONE")
-        _sync(beside)
+        sync(beside / "DONE")
+        sync(beside)
         shutil.rmtree(final, ignore_errors=True)
         beside.rename(final)
-        _sync(final.parent)
-    except OSError as error:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise disk_error(final, error) from error
+        sync(final.parent)
     except Exception as error:
         shutil.rmtree(beside, ignore_errors=True)
-        # safetensors and tokenizers report a full disk through exceptions of their own, with the system's words.
-        if "SafetensorError" in type(error).__name__ or "(os error " in str(error):
-            raise disk_error(final, OSError(0, str(error))) from error
-        raise
+        fault = disk_fault(final, error)
+        if fault is None:
+            raise
+        raise fault from error
     _delete_old(stage, keep, extra.get("best_step"))
     return final
 
@@ -84,20 +79,29 @@ def load_checkpoint(engine: Engine, folder: Path) -> dict[str, object]:
         RunError: the checkpoint belongs to another base model or cannot be resumed.
     """
     state = json.loads((folder / STATE).read_text(encoding="utf-8"))
-    if state["base_fingerprint"] != engine.model.fingerprint:
-        raise RunError(
-            Problem(
-                "The base model's weights are not those the run was started with.",
-                where=engine.model.path,
-                remedy="put the original model back, or start a new run",
-            )
-        )
+    require_base(state["base_fingerprint"], engine.model)
     engine.method.load(engine.model.module, folder)
     if (folder / OPTIMIZER).is_file():
         _load_optimizer(engine, folder / OPTIMIZER)
     engine.step = state["step"]
     engine.cut = Cut(**state["cut"])
     return state
+
+
+def require_base(fingerprint: str, model: CausalModel) -> None:
+    """Make sure that a model is the one whose fingerprint was written down.
+
+    Raises:
+        RunError: its weights are others.
+    """
+    if fingerprint != model.fingerprint:
+        raise RunError(
+            Problem(
+                "The base model's weights are not those the run was started with.",
+                where=model.path,
+                remedy="put the original model back, or start a new run",
+            )
+        )
 
 
 def _save_optimizer(engine: Engine, path: Path) -> None:
@@ -135,14 +139,6 @@ def _delete_old(stage: StageDir, keep: int, best_step: object) -> None:
             going = folder.with_name(f".{folder.name}.old")
             folder.rename(going)
             shutil.rmtree(going, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def device_peak_bytes() -> int:
