@@ -89,7 +89,7 @@ def find(path: Path) -> Source:
 
 def _missing(path: Path) -> Problem:
     if not path.parent.is_dir():
-        remedy = f"the folder {path.parent} does not exist either; paths are relative to the recipe's folder or to this one"
+        remedy = f"the folder {path.parent} is missing too; paths are relative to the recipe's folder or to this one"
         if path.parent.name and not path.suffix and len(path.parts) >= 2:
             remedy += (
                 "; for a data set on the Hugging Face hub, fetch it first: "
