@@ -120,7 +120,7 @@ def _pretrained(where: str, revision: str | None, trust_remote_code: bool, dtype
     from transformers import AutoModelForCausalLM
 
     try:
-        module, info = AutoModelForCausalLM.from_pretrained(
+        loaded: object = AutoModelForCausalLM.from_pretrained(
             where,
             revision=revision,
             dtype=dtype,
@@ -129,6 +129,7 @@ def _pretrained(where: str, revision: str | None, trust_remote_code: bool, dtype
             use_safetensors=True,
             ignore_mismatched_sizes=True,  # they are errors below, by name
         )
+        module, info = cast("tuple[PreTrainedModel, dict[str, list[str]]]", loaded)
     except Exception as error:  # as above: named and handed to the user
         raise _load_error("model", where, error) from error
     problems = [
