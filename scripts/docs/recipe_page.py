@@ -44,8 +44,8 @@ ENGLISH = Words(
     title="The recipe, key by key",
     other="[简体中文](recipe.zh-CN.md)",
     lead="A recipe is a YAML or JSON file. Only `model`, `method` and `data` have to be given. Any key can be changed "
-    "on the command line: `luthier train recipe.yaml max_steps=20 method.rank=4`. `luthier new` writes a recipe in which "
-    "all of this stands as comments; `luthier check --json-schema` prints the schema for editors.",
+    "on the command line: `luthier train recipe.yaml max_steps=20 method.rank=4`. `luthier new` writes a recipe "
+    "in which all of this stands as comments; `luthier check --json-schema` prints the schema for editors.",
     header="| key | values | default | what it does |",
     sections=tuple(SECTIONS),
     parts={
