@@ -29,12 +29,20 @@ def make_leaner(model: nn.Module) -> None:
             module.forward = types.MethodType(_embedding_forward, module)
 
 
+def make_checkpointable(model: nn.Module) -> None:
+    """Give gated feed-forwards their own forward back: the lean one holds on to what checkpointing lets go."""
+    for module in model.modules():
+        if _is_gated_silu(module) and "forward" in vars(module):
+            del module.forward
+
+
 def is_unwatched(weight: Tensor) -> bool:
     """Return whether a gradient may be added to `weight.grad` directly: a plain trained leaf without hooks.
 
     Sharding and data parallelism have to see gradients arrive through autograd.
     """
-    return type(weight) is nn.Parameter and weight.requires_grad and not weight._backward_hooks
+    is_watched = bool(weight._backward_hooks) or bool(getattr(weight, "_post_accumulate_grad_hooks", None))
+    return type(weight) is nn.Parameter and weight.requires_grad and not is_watched
 
 
 def _is_gated_silu(module: nn.Module) -> bool:
@@ -54,7 +62,7 @@ def _gated_forward(self: nn.Module, x: Tensor) -> Tensor:
 
     def pack(tensor: Tensor) -> Tensor | tuple[int, ...]:
         is_inner = tensor.data_ptr() == place and tensor.numel() == gate.numel() and tensor.dtype == gate.dtype
-        return tuple(tensor.shape) if is_inner else tensor
+        return tuple(tensor.shape) if is_inner and tensor.is_contiguous() else tensor
 
     def unpack(kept: Tensor | tuple[int, ...]) -> Tensor:
         return kept if isinstance(kept, Tensor) else silu(gate).mul_(up).view(kept)
