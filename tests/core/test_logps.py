@@ -21,12 +21,13 @@ HEADS = {
     "softcap": {"softcap": 2.0},
     "everything": {"bias": True, "scale": 1.7, "softcap": 3.0},
 }
-CHUNK_ROWS = [16, 23, 1000]
+CHUNK_ROWS = [1, 23, 1000]
 
 
 @pytest.fixture(params=CHUNK_ROWS, ids=lambda rows: f"{rows} rows")
 def _chunk_rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logps_module, "CHUNK_BYTES", 4 * V * request.param)
+    monkeypatch.setattr(logps_module, "CHUNK_ROWS", 1)
 
 
 def _problem(kind: str, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Head, Tensor, Tensor]:
@@ -85,6 +86,18 @@ def test_log_probabilities_and_their_gradients_equal_plain_cross_entropy(kind: s
     torch.testing.assert_close(ours.double(), -reference, rtol=0, atol=1e-5)
     ours.backward(upstream)
     (-reference).backward(upstream.double())
+    _assert_gradients(_leaves(hidden, head), doubles)
+
+
+@pytest.mark.usefixtures("_chunk_rows")
+@pytest.mark.parametrize("kind", HEADS)
+def test_a_gradient_added_by_the_loss_itself_is_the_same_and_keeps_what_was_there(kind: str) -> None:
+    hidden, head, targets, weights = _problem(kind)
+    reference, doubles = _reference(hidden, head, targets)
+    own = replace(head, adds_to_grad=True)
+    for _ in range(2):  # the first finds no gradient, the second adds to one, as micro-batches do
+        (0.5 * nll_sum(hidden, own, targets, weights)).backward()
+    (reference * weights).sum().backward()
     _assert_gradients(_leaves(hidden, head), doubles)
 
 
@@ -279,7 +292,7 @@ def test_without_gradients_a_trained_head_costs_no_gradient_work(monkeypatch: py
         pytest.fail("an evaluation made a gradient")
 
     monkeypatch.setattr(logps_module, "_accumulate_product", refuse)
-    monkeypatch.setattr(logps_module, "_softmax_minus_onehot", refuse)
+    monkeypatch.setattr(logps_module, "_weighted_gradient", refuse)
     hidden, head, targets, weights = _problem("bias")
     with torch.no_grad():
         hidden = hidden * 1.0  # what a backbone gives under no_grad: nothing to differentiate

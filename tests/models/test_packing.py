@@ -51,7 +51,10 @@ def _gradients(model: CausalModel, loss: Tensor) -> dict[str, Tensor]:
 
 
 def _own_gradients(model: CausalModel, rows: list[Example]) -> dict[str, Tensor]:
-    return _gradients(model, -(_own_logps(model, rows) * collate(rows).weights_M).sum())
+    """The gradients of a model straight from transformers, which nothing of ours has touched."""
+    plain = AutoModelForCausalLM.from_pretrained(model.path, dtype=torch.float32) if model.path else model.module
+    untouched = replace(model, module=plain.eval())
+    return _gradients(untouched, -(_own_logps(untouched, rows) * collate(rows).weights_M).sum())
 
 
 def _assert_same_gradients(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
