@@ -20,6 +20,7 @@ from luthier.core.batch import Example
 from luthier.core.errors import FreezeError, NonFiniteError, OutOfMemoryError
 from luthier.methods.base import Method, trainable
 from luthier.models.causal import CausalModel
+from luthier.models.leaner import make_checkpointable
 from luthier.objectives.base import Objective
 from luthier.train.microbatch import Cut, is_out_of_memory
 
@@ -85,6 +86,7 @@ class Engine:
         if self.settings.gradient_checkpointing:
             # Reentrant checkpointing loses the gradients of adapters below frozen embeddings.
             module.gradient_checkpointing_enable({"use_reentrant": False})
+            make_checkpointable(module)
         module.train()
 
     # ------------------------------------------------------------------ the four verbs of a training loop
@@ -209,7 +211,7 @@ class Engine:
         if without and (self.method.freezes_most or len(without) == len(self._trained)):
             shown = ", ".join(without[:3])
             raise FreezeError(
-                f"{len(without)} of {len(self._trained)} trainable tensors got no gradient in the first step ({shown}). "
+                f"{len(without)} of {len(self._trained)} trainable tensors got no gradient in the first step: {shown}. "
                 "They are not part of the model's computation, so training would leave them as they are."
             )
 
