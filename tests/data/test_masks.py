@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 
+import families
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -231,3 +232,12 @@ def test_a_prompt_that_chat_sends_and_training_rows_lack_is_said() -> None:
     record = Conversation((Message("user", "a"), Message("assistant", "b")), "a.json:1")
     notes = Renderer(tokenizer_of("r1")).render_all([record]).counts["notes"]
     assert any("<think>" in note and "otherwise" in note for note in notes)
+
+
+def test_a_tokenizer_of_whole_words_keeps_the_first_word_of_an_answer():
+    row = PromptAnswer("w27 w28 ", "w29 w51", "", "", (), False, "a.jsonl:1")
+    rendered = Renderer(families.tokenizer(), "sft").render_all([row])
+    [example] = rendered.store
+    assert example.tokens.tolist() == [27, 28, 29, 51, 2]
+    assert example.weights.tolist() == [0, 0, 1, 1, 1]
+    assert rendered.counts["lost_characters"] == 0

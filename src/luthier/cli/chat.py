@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-
-from luthier.cli.eval import _open
+from luthier.cli.messages import stdout
+from luthier.core.errors import Problem, UserError, visible
 from luthier.data.records import Conversation, Message, PromptAnswer
+from luthier.run.opened import open_target
+
+if TYPE_CHECKING:
+    from luthier.models.causal import CausalModel
 
 
 def run(target: str, system: str | None = None, temperature: float = 0.7, max_new_tokens: int = 256) -> None:
     """Read questions from the terminal (or from stdin, one a line) and print answers; /reset forgets, /exit leaves."""
-    model, _ = _open(target)
-
-    from luthier.data.render import render_prompt
-    from luthier.train.generate import Sampling, generate
-
-    console = Console(highlight=False)
+    model, _ = open_target(target)
+    console = stdout()
     interactive = sys.stdin.isatty()
     if interactive:
-        console.print(f"[bold]{target}[/]  /reset forgets the conversation, /exit leaves", markup=True)
-    has_template = bool(model.tokenizer.chat_template)
+        console.print(f"{target}: /reset forgets the conversation, /exit leaves", style="bold")
+    head = [Message("system", system)] if system else []
     turns: list[Message] = []
     for question in _questions(interactive):
         if question == "/exit":
@@ -30,20 +31,41 @@ def run(target: str, system: str | None = None, temperature: float = 0.7, max_ne
             turns = []
             continue
         turns.append(Message("user", question))
-        head = [Message("system", system)] if system else []
-        if has_template:
-            asked = Conversation((*head, *turns), "chat")
-        else:  # a model without a template was trained on plain prompts; it has no notion of turns
-            asked = PromptAnswer(question, "", "", system or "", (), False, "chat")
-        prompt = list(render_prompt(model.tokenizer, asked))
-        sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, seed=len(turns))
-        [tokens] = generate(model, [prompt], sampling)
-        text = model.tokenizer.decode(tokens, skip_special_tokens=True)
-        console.print(text, markup=False)
-        turns.append(Message("assistant", text))
+        answer = _answer(model, head, turns, temperature, max_new_tokens)
+        console.print(visible(answer))
+        turns.append(Message("assistant", answer))
 
 
-def _questions(interactive: bool):
+def _answer(
+    model: CausalModel, head: list[Message], turns: list[Message], temperature: float, max_new_tokens: int
+) -> str:
+    """Return the model's answer; when the conversation no longer fits, its oldest turns are taken out of `turns`."""
+    from luthier.train.generate import Sampling, generate
+
+    limit = model.context_length
+    prompt = _prompt(model, head, turns)
+    while limit is not None and len(prompt) >= limit:
+        if len(turns) < 3:
+            what = f"The question has {len(prompt):,} tokens; the model was built for {limit:,}."
+            raise UserError(Problem(what, "chat", "ask something shorter"))
+        del turns[:2]
+        prompt = _prompt(model, head, turns)
+    sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, seed=len(turns))
+    [tokens] = generate(model, [prompt], sampling)
+    return str(model.tokenizer.decode(tokens, skip_special_tokens=True))
+
+
+def _prompt(model: CausalModel, head: list[Message], turns: list[Message]) -> list[int]:
+    from luthier.data.render import render_prompt
+
+    if model.tokenizer.chat_template:
+        return render_prompt(model.tokenizer, Conversation((*head, *turns), "chat"))
+    # A model without a template was trained on plain prompts; it has no notion of turns.
+    system = head[0].content if head else ""
+    return render_prompt(model.tokenizer, PromptAnswer(turns[-1].content, "", "", system, (), False, "chat"))
+
+
+def _questions(interactive: bool) -> Iterator[str]:
     """Yield what is typed, until end of file."""
     while True:
         try:

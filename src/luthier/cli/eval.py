@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
-import json as json_module
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from luthier.core.errors import ModelError, Problem
-from luthier.data.load import load_records
-from luthier.data.records import Text
+from luthier.cli.messages import print_json, stdout
+from luthier.core.errors import DataError, Problem, UserError
+from luthier.core.rundir import RunDir
+from luthier.data.load import has_documents, load_records
+from luthier.data.records import Record
 from luthier.data.spec import DataSpec
+from luthier.models.files import inspect_model
+from luthier.run.datasets import check_fingerprint
+from luthier.run.examine import DEFAULT_MAX_LENGTH, examine
+from luthier.run.opened import is_run, kept_recipe, open_target
 
-if TYPE_CHECKING:
-    from luthier.models.causal import CausalModel
-    from luthier.run.config import Recipe
+
+@dataclass(frozen=True)
+class _Rows:
+    """What is measured on: the records, and how they are named and were read."""
+
+    records: Sequence[Record]
+    name: str
+    format: str
 
 
 def run(
@@ -26,59 +38,77 @@ def run(
     train_on: Literal["assistant", "all", "last"] | None = None,
     chat_template: str | None = None,
 ) -> None:
-    """Measure a run or a model on `data`, or on what the run's recipe held out."""
-    if data is None:
-        raise ModelError(Problem("There is nothing to measure on.", where="--data", remedy="give --data FILE"))
+    """Measure a run or a model on `data`, or on what the run held out."""
     # As for training: the rows are checked before the model is loaded.
-    records = load_records(DataSpec(path=str(data), limit=limit), objective="lm")
-    model, recipe = _open(target)
+    rows = _held_out(target, limit) if data is None else _given(target, data, limit)
+    model, recipe = open_target(target)
 
     from luthier.data.render import Renderer
     from luthier.evaluate.measure import held_out_loss
 
-    is_text = any(isinstance(r, Text) for r in records.records)
-    context = model.context_length or 2048
+    is_text = has_documents(rows.records) or (recipe is not None and recipe.objective.data_form == "text")
+    longest = min(model.context_length or DEFAULT_MAX_LENGTH, DEFAULT_MAX_LENGTH)
     renderer = Renderer(
         model.tokenizer,
-        objective_kind="lm" if is_text or (recipe is not None and recipe.objective.kind == "lm") else "sft",
+        objective_kind="lm" if is_text else "sft",
         train_on=train_on or (recipe.train_on if recipe is not None else "assistant"),
-        max_length=max_length or (recipe.max_length if recipe is not None else None) or min(context, 2048),
+        max_length=max_length or (recipe.max_length if recipe is not None else None) or longest,
         # A measurement goes on where training would stop and ask; what was cut or left out is counted below.
         on_overlong="drop" if recipe is not None and recipe.on_overlong == "drop" else "truncate",
         chat_template=chat_template,
     )
-    rendered = renderer.render_all(records.records)
+    rendered = renderer.render_all(rows.records)
     score = held_out_loss(model, rendered.store)
     result = {
         "loss": score.value,
         "tokens": score.tokens,
         "perplexity": math.exp(min(score.value, 700)),
-        "rows": len(records),
+        "rows": len(rows.records),
         "sequences": score.n,
-        "dropped": rendered.counts.get("dropped", 0),
-        "truncated": rendered.counts.get("truncated", 0),
-        "format": records.format,
+        "dropped": rendered.counts["dropped"],
+        "truncated": rendered.counts["truncated"],
+        "format": rows.format,
         "model": target,
+        "data": rows.name,
     }
     if json:
-        print(json_module.dumps(result))
+        print_json(result)
         return
-    print(f"{target} on {data} ({records.format}, {len(records):,} rows)")
-    print(
-        f"  loss {score.value:.4f} nats per supervised token, perplexity {result['perplexity']:.2f}, "
-        f"{score.tokens:,} tokens"
-    )
+    console = stdout()
+    console.print(f"{target} on {rows.name} ({rows.format}, {len(rows.records):,} rows)")
+    measured = f"{score.value:.4f} nats per supervised token, perplexity {result['perplexity']:.2f}"
+    console.print(f"  loss {measured}, {score.tokens:,} tokens")
     if result["dropped"] or result["truncated"]:
-        print(f"  left out: {result['dropped']} rows dropped, {result['truncated']} truncated at the maximum length")
+        console.print(f"  {result['dropped']} rows left out, {result['truncated']} cut at the maximum length")
 
 
-def _open(target: str) -> tuple[CausalModel, Recipe | None]:
-    """Return the model of a run folder, or any model by folder, hub id or `starter`."""
-    if (Path(target) / "resolved.json").is_file():
-        from luthier.run.opened import open_run
+def _given(target: str, data: Path, limit: int | None) -> _Rows:
+    """Read the file that was named, and tell what is wrong with it and with the model's folder at once."""
+    problems = [] if is_run(target) else inspect_model(target)[1]
+    try:
+        records = load_records(DataSpec(path=str(data), limit=limit), objective="lm")
+    except UserError as error:
+        raise (UserError if problems else type(error))(*problems, *error.problems) from error
+    if problems:
+        raise UserError(*problems)
+    return _Rows(records.records, str(data), records.format)
 
-        opened = open_run(Path(target))
-        return opened.model, opened.recipe
-    from luthier.models.load import load_model
 
-    return load_model(target), None
+def _held_out(target: str, limit: int | None) -> _Rows:
+    """Return the rows that a run set aside; the same ones, so the data have to be what they were.
+
+    Raises:
+        UserError: the target is no run, or its recipe holds nothing out.
+    """
+    if not is_run(target):
+        raise DataError(Problem("There is nothing to measure on.", target, "name the rows with --data FILE"))
+    run = RunDir.open(Path(target))
+    found = examine(kept_recipe(run))
+    recipe = found.require()
+    if not found.held_records or found.data is None:
+        remedy = "name the rows with --data FILE"
+        raise DataError(Problem("The run held no rows out to measure on.", str(run.path), remedy))
+    check_fingerprint(found, run)
+    source = found.eval_data or found.data
+    name = recipe.eval_data.path if recipe.eval_data is not None else f"the rows held out of {recipe.data.path}"
+    return _Rows(found.held_records[:limit], name, source.format)

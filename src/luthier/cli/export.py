@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json as json_module
 from pathlib import Path
 from typing import Literal
+
+from luthier.cli.messages import print_json, stdout
 
 
 def run(run: Path, to: Literal["hf", "peft"], out: Path, json: bool = False) -> None:
@@ -14,16 +15,16 @@ def run(run: Path, to: Literal["hf", "peft"], out: Path, json: bool = False) -> 
     opened = open_run(run)
     from luthier.export.folders import export_hf, export_peft
 
+    spec = opened.recipe.model
     if to == "hf":
-        drift = export_hf(opened.model, opened.recipe.method, out)
+        done = export_hf(opened.model, opened.recipe.method, out, spec.trust_remote_code)
     else:
-        drift = export_peft(opened.model, opened.checkpoint, out)
+        done = export_peft(opened.model, opened.checkpoint, out, spec.revision, spec.from_scratch)
     if json:
-        print(
-            json_module.dumps(
-                {"out": str(out), "to": to, "checkpoint": str(opened.checkpoint), "max_difference": drift}
-            )
-        )
+        facts = {"out": str(out), "to": to, "checkpoint": str(opened.checkpoint)}
+        print_json({**facts, "dtype": done.dtype, "max_difference": done.drift})
         return
     how = "AutoModelForCausalLM.from_pretrained" if to == "hf" else "PeftModel.from_pretrained"
-    print(f"{out}: opened again and compared, log-probabilities differ by at most {drift:.1e}. Load it with {how}.")
+    console = stdout()
+    console.print(f"{out}: written as {done.dtype}, opened again and compared with the run")
+    console.print(f"  log-probabilities differ by at most {done.drift:.1e}; load it with {how}")

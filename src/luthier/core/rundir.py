@@ -21,6 +21,8 @@ from pathlib import Path
 
 from luthier.core.errors import Problem, RunError
 
+RESOLVED = "resolved.json"
+"""In a run: the recipe with every default; a folder is a run from the moment this file is in it."""
 STATE = "trainer_state.json"
 """In a checkpoint: where the run stood, and which base model it belongs to."""
 
@@ -83,7 +85,7 @@ class RunDir:
 
     @property
     def resolved(self) -> Path:
-        return self.path / "resolved.json"
+        return self.path / RESOLVED
 
     @property
     def environment(self) -> Path:
@@ -125,7 +127,7 @@ class RunDir:
         """
         run = cls(path)
         if not run.resolved.is_file():
-            beside = sorted(p.parent.name for p in path.parent.glob("*/resolved.json")) if path.parent.is_dir() else []
+            beside = sorted(p.parent.name for p in path.parent.glob(f"*/{RESOLVED}")) if path.parent.is_dir() else []
             remedy = f"runs there: {', '.join(beside)}" if beside else "start one with `luthier train recipe.yaml`"
             raise RunError(Problem("This folder holds no run (no resolved.json).", where=str(path), remedy=remedy))
         return run

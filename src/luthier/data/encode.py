@@ -80,7 +80,9 @@ def known_characters(tokenizer: PreTrainedTokenizerBase) -> frozenset[str] | Non
     """
     rare = "\U000f1234"
     alone, both = encode(tokenizer, ["a", f"{rare}a"])
-    if len(both) > len(alone):
+    # One that splits at white space alone makes a single unknown word of both, which is no silence.
+    written = [token.lstrip("\u2581") for token in tokenizer.convert_ids_to_tokens(both.ids.tolist())]
+    if len(both) > len(alone) or "a" not in written:
         return None
     return frozenset("".join(tokenizer.get_vocab()).replace("\u2581", " "))
 
@@ -153,7 +155,9 @@ def _continuation(tokenizer: PreTrainedTokenizerBase, piece: str) -> Tokens:
     for anchor in ANCHORS:
         alone, both = encode(tokenizer, [anchor, anchor + piece])
         size = len(anchor)
-        if len(alone) and _begins_with(both, alone) and both.starts[len(alone) :].min(initial=size) >= size:
+        # Where words are whole, `apiece` is one unknown word as `a` is one: then the anchor's token reaches over.
+        stands_apart = len(alone) and _begins_with(both, alone) and int(both.ends[len(alone) - 1]) <= size
+        if stands_apart and both.starts[len(alone) :].min(initial=size) >= size:
             rest = slice(len(alone), None)
             return Tokens(both.ids[rest], both.starts[rest] - size, both.ends[rest] - size)
     return encode(tokenizer, [piece])[0]

@@ -65,7 +65,7 @@ def answer(model: CausalModel, records: Sequence[Record], max_new_tokens: int = 
     """Return the model's likeliest answer to each record's prompt; a document is continued from its beginning."""
     prompts = [prompt_tokens(model, record) for record in records]
     new = generate(model, prompts, Sampling(max_new_tokens=max_new_tokens))
-    return [model.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in new]
+    return [str(model.tokenizer.decode(tokens, skip_special_tokens=True)) for tokens in new]
 
 
 def prompt_tokens(model: CausalModel, record: Record) -> list[int]:

@@ -6,27 +6,43 @@ a tied head overwritten on reload, looks fine until someone uses it.
 
 from __future__ import annotations
 
-import os
 import shutil
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
 
 from luthier.core.errors import Failure, Problem, RunError
-from luthier.core.rundir import disk_error
+from luthier.core.rundir import disk_fault, settle_files
 from luthier.methods.base import Method
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from luthier.models.causal import CausalModel
 
-TOLERANCE = 1e-3
-"""Nats by which a log-probability may differ after reload; merging rounds once in float32."""
+TOLERANCE = {torch.float32: 1e-3}
+"""Nats by which a log-probability may differ after reload: merging rounds once in float32."""
+TOLERANCE_16_BITS = 0.1
 
 
-def export_hf(model: CausalModel, method: Method, out: Path) -> float:
-    """Merge the trained tensors into the base and write a plain Hugging Face folder; return the largest difference.
+@dataclass(frozen=True)
+class Export:
+    """What was written: the number format of the weights, and the largest difference of a log-probability in nats."""
+
+    dtype: str
+    drift: float
+
+
+def export_hf(model: CausalModel, method: Method, out: Path, trust_remote_code: bool = False) -> Export:
+    """Merge the trained tensors into the base and write a plain Hugging Face folder.
+
+    The weights are written in the format in which the run held most of them: float32, or bfloat16 for a method that
+    keeps the frozen ones in 16 bits under `dtype: bfloat16`.
 
     Raises:
         RunError: the folder exists or cannot be written.
@@ -34,43 +50,44 @@ def export_hf(model: CausalModel, method: Method, out: Path) -> float:
     """
     from transformers import AutoModelForCausalLM
 
+    require_free(out)
+    dtype = _usual_dtype(model.module)
+    _compute_in(dtype, model)
     before = _fingerprint_logits(model)
     module = method.merge(model.module)
-    module.config.use_cache = True
+    for parameter in module.parameters():
+        parameter.data = parameter.data.to(dtype)
 
     def write(folder: Path) -> None:
         module.save_pretrained(folder)
         model.tokenizer.save_pretrained(folder)
 
     _write_beside(out, write)
-    module.config.use_cache = False
     merged = _fingerprint_logits(model)
-    model.module = AutoModelForCausalLM.from_pretrained(out, dtype=module.dtype).to(model.device)
+    loaded = AutoModelForCausalLM.from_pretrained(out, dtype=dtype, trust_remote_code=trust_remote_code)
+    model.module = _to(loaded, model)
     model.packs = False
     after = _fingerprint_logits(model)
     drift = float(max((before - merged).abs().max(), (before - after).abs().max()))
-    if drift > (TOLERANCE if module.dtype == torch.float32 else 0.1):
+    if not drift <= TOLERANCE.get(dtype, TOLERANCE_16_BITS):
         shutil.rmtree(out, ignore_errors=True)
         raise Failure(
             f"The merged model differs from the trained one by {drift:.4f} nats after reload; nothing was kept."
         )
-    return drift
+    return Export(str(dtype).removeprefix("torch."), drift)
 
 
-def export_peft(model: CausalModel, checkpoint: Path, out: Path) -> float:
-    """Copy the adapter of a checkpoint as a folder that PEFT opens; return the largest difference after reload.
+def export_peft(
+    model: CausalModel, checkpoint: Path, out: Path, revision: str | None = None, from_scratch: bool = False
+) -> Export:
+    """Copy the adapter of a checkpoint as a folder that PEFT opens.
 
     Raises:
-        RunError: the method has no PEFT form, or the folder exists or cannot be written.
+        RunError: the run has no PEFT form, or the folder exists or cannot be written.
+        Failure: PEFT opens it as something else than the run's model.
     """
-    if not (checkpoint / "adapter_config.json").is_file():
-        raise RunError(
-            Problem(
-                "This run's method has no adapter form: its tensors are part of the model itself.",
-                where=str(checkpoint),
-                remedy="export the whole model instead with --to hf",
-            )
-        )
+    require_free(out)
+    _require_adapter(checkpoint, from_scratch)
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
@@ -79,42 +96,83 @@ def export_peft(model: CausalModel, checkpoint: Path, out: Path) -> float:
             shutil.copy2(checkpoint / name, folder / name)
         model.tokenizer.save_pretrained(folder)
 
+    dtype = _usual_dtype(model.module)
+    _compute_in(dtype, model)
     before = _fingerprint_logits(model)
     _write_beside(out, write)
-    base = AutoModelForCausalLM.from_pretrained(model.path, dtype=model.module.dtype)
-    model.module = PeftModel.from_pretrained(base, str(out)).get_base_model().to(model.device)
+    base = AutoModelForCausalLM.from_pretrained(model.path, dtype=dtype, revision=revision)
+    model.module = _to(PeftModel.from_pretrained(base, str(out)).get_base_model(), model)
     model.packs = False
     drift = float((_fingerprint_logits(model) - before).abs().max())
-    if drift > (TOLERANCE if model.module.dtype == torch.float32 else 0.1):
+    if not drift <= TOLERANCE.get(dtype, TOLERANCE_16_BITS):
         shutil.rmtree(out, ignore_errors=True)
         raise Failure(f"PEFT opens the adapter with logits that differ by {drift:.4f} nats; nothing was kept.")
-    return drift
+    return Export("float32", drift)
 
 
-def _write_beside(out: Path, write) -> None:
-    """Fill a folder beside its place and rename it, so that a half-written export is never taken for a whole one."""
+def require_free(out: Path) -> None:
+    """Make sure that nothing is at the place of an export.
+
+    Raises:
+        RunError: there is.
+    """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise RunError(Problem("The output folder exists already and is not empty.", str(out), "choose another folder"))
+        what = "The output folder exists already and is not empty." if out.is_dir() else "The output is a file."
+        raise RunError(Problem(what, str(out), "choose another folder"))
+
+
+def _require_adapter(checkpoint: Path, from_scratch: bool) -> None:
+    whole = "export the whole model instead with --to hf"
+    if not (checkpoint / "adapter_config.json").is_file():
+        what = "This run's method has no adapter form: its tensors are part of the model itself."
+        raise RunError(Problem(what, str(checkpoint), whole))
+    if from_scratch:
+        what = "The run started from random weights, which no folder holds: an adapter has nothing to stand on."
+        raise RunError(Problem(what, str(checkpoint), whole))
+
+
+def _usual_dtype(module: PreTrainedModel) -> torch.dtype:
+    """Return the number format of most of a model's weights."""
+    sizes: Counter[torch.dtype] = Counter()
+    for parameter in module.parameters():
+        sizes[parameter.dtype] += parameter.numel()
+    return sizes.most_common(1)[0][0]
+
+
+def _compute_in(dtype: torch.dtype, model: CausalModel) -> None:
+    """Compare float32 weights in float32: rounding to 16 bits would hide what an export changes."""
+    if dtype is torch.float32:
+        model.autocast = None
+
+
+def _to(module: object, model: CausalModel) -> PreTrainedModel:
+    loaded = cast("PreTrainedModel", module)
+    loaded.to(model.device)  # type: ignore[arg-type]  # annotated for a class, where it is called on objects
+    return loaded
+
+
+def _write_beside(out: Path, write: Callable[[Path], None]) -> None:
+    """Fill a folder beside its place and rename it, so that a half-written export is never taken for a whole one."""
     beside = out.with_name(f".{out.name}.tmp")
     try:
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
         write(beside)
-        for file in beside.iterdir():
-            handle = os.open(file, os.O_RDONLY)
-            os.fsync(handle)
-            os.close(handle)
+        settle_files(beside)
         if out.is_dir():
             out.rmdir()
         beside.rename(out)
-    except OSError as error:
+    except Exception as error:
         shutil.rmtree(beside, ignore_errors=True)
-        raise disk_error(out, error) from error
+        fault = disk_fault(out, error)
+        if fault is None:
+            raise
+        raise fault from error
 
 
 def _fingerprint_logits(model: CausalModel) -> torch.Tensor:
     """Return log-probabilities of a fixed random sequence by the model's own forward pass."""
-    vocabulary = model.module.get_input_embeddings().weight.shape[0]
+    vocabulary = cast("torch.nn.Embedding", model.module.get_input_embeddings()).weight.shape[0]
     tokens = torch.from_numpy(np.random.default_rng(1).integers(0, vocabulary, (1, 24))).to(model.device)
-    with model.evaluating():
+    with model.evaluating(), model.computing():
         return model.module(input_ids=tokens, use_cache=False).logits[0].float().log_softmax(-1)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from luthier.core.errors import Problem, RunError
-from luthier.core.rundir import STATE, RunDir, StageDir, read_json
+from luthier.core.rundir import RESOLVED, STATE, RunDir, StageDir, read_json
 from luthier.run.config import Recipe, require_recipe
 from luthier.run.draft import Draft
 
@@ -98,3 +98,23 @@ def open_run(path: Path, checkpoint: Path | None = None) -> OpenedRun:
     recipe.method.load(model.module, chosen)
     model.name = str(path)
     return OpenedRun(run, recipe, model, chosen)
+
+
+def open_target(target: str) -> tuple[CausalModel, Recipe | None]:
+    """Return the model of a run folder with the run's recipe, or any model by folder, hub id or `starter`.
+
+    Raises:
+        UserError: neither is there, or it cannot be opened.
+    """
+    if is_run(target):
+        opened = open_run(Path(target))
+        return opened.model, opened.recipe
+    from luthier.models.load import load_model
+
+    return load_model(target), None
+
+
+def is_run(target: str) -> bool:
+    """Return whether a name is meant as a run: there is one, or there is nothing by that name among other runs."""
+    path = Path(target)
+    return (path / RESOLVED).is_file() or (not path.exists() and any(path.parent.glob(f"*/{RESOLVED}")))
