@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from luthier.core.matmul import add_outer, product
+
 CHUNK_BYTES = 8 * 2**20
 """Size of one chunk of float32 logits; larger ones run no faster and cost memory."""
 CHUNK_ROWS = 64
@@ -104,7 +106,7 @@ def _compute_dtype(hidden: Tensor) -> torch.dtype:
 
 
 def _raw_logits(hidden_CH: Tensor, weight_VH: Tensor, bias_V: Tensor | None) -> Tensor:
-    logits_CV = hidden_CH @ weight_VH.t()
+    logits_CV = product(hidden_CH, weight_VH)
     if bias_V is not None:
         logits_CV += bias_V
     return logits_CV.float()
@@ -169,7 +171,7 @@ class _NllSum(torch.autograd.Function):
                 grad_bias += grad_CV.sum(0)
             grad_CV = grad_CV.to(dtype)
             if grad_hidden is not None:
-                grad_hidden[rows] = (grad_CV @ work_VH).to(grad_hidden.dtype)
+                grad_hidden[rows] = product(grad_CV, work_VH.t()).to(grad_hidden.dtype)
             if grad_weight is not None:
                 _accumulate_product(grad_weight, grad_CV, hidden_CH)
         ctx.grads = (grad_hidden, grad_weight, grad_bias)
@@ -209,7 +211,7 @@ class _Logps(torch.autograd.Function):
             if unit_MH is not None:
                 grad_CV = _weighted_gradient(exp_CV, sum_C, targets_C, -torch.ones_like(sum_C))
                 grad_CV = _unshape_gradient(grad_CV, tanh_CV, head)
-                unit_MH[rows] = (grad_CV.to(dtype) @ work_VH).to(unit_MH.dtype)
+                unit_MH[rows] = product(grad_CV.to(dtype), work_VH.t()).to(unit_MH.dtype)
         trains_head = any(ctx.needs_input_grad[1:3])
         ctx.save_for_backward(unit_MH, *((hidden_MH, weight_VH, bias_V, targets_M) if trains_head else ()))
         ctx.head, ctx.dtype = head, dtype
@@ -249,6 +251,6 @@ def add_to_grad(parameter: Tensor, grad: Tensor) -> None:
 def _accumulate_product(grad_VH: Tensor, grad_CV: Tensor, hidden_CH: Tensor) -> None:
     """grad_VH += grad_CVᵀ·hidden_CH, in place where the dtypes allow it."""
     if grad_CV.dtype == grad_VH.dtype:
-        grad_VH.addmm_(grad_CV.t(), hidden_CH)
+        add_outer(grad_VH, grad_CV, hidden_CH)
     else:
         grad_VH += grad_CV.t() @ hidden_CH

@@ -59,18 +59,22 @@ class StageDir:
 
     def complete_checkpoints(self) -> list[Path]:
         """Return the finished checkpoints, oldest first. A folder without DONE was torn and does not count."""
-        found = (p for p in self.checkpoints.glob("step-*") if (p / "DONE").is_file())
-        return sorted(found, key=lambda p: int(p.name.removeprefix("step-")))
+        numbered = ((p.name.removeprefix("step-"), p) for p in self.checkpoints.glob("step-*"))
+        found = [(int(number), p) for number, p in numbered if number.isdecimal() and (p / "DONE").is_file()]
+        return [p for _, p in sorted(found)]
 
     def read_metrics(self) -> Iterator[dict[str, float]]:
         """Yield the rows of metrics.jsonl; a torn last line (the process was killed while writing) is left out."""
         if not self.metrics.exists():
             return
-        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+        for line in self.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                yield json.loads(line)
+                row = json.loads(line)
             except json.JSONDecodeError:
                 return
+            if not isinstance(row, dict):
+                return
+            yield row
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,8 @@ import torch
 from peft.tuners.lora import Linear as PeftLinear
 from torch import Tensor, nn
 
+from luthier.core.matmul import product
+
 
 class FusedLoraLinear(PeftLinear):
     """PEFT's LoRA layer with the fused product wherever that gives the same result; elsewhere PEFT's own forward."""
@@ -52,11 +54,11 @@ class _FusedLora(torch.autograd.Function):
         ctx.scale = scale
         x_NI = x.reshape(-1, x.shape[-1])
         if x_NI.shape[0] >= weight_OI.shape[0]:
-            folded_OI = torch.addmm(weight_OI, b_OR, a_RI, alpha=scale)
-            y_NO = nn.functional.linear(x_NI, folded_OI, bias_O)
+            y_NO = product(x_NI, torch.addmm(weight_OI, b_OR, a_RI, alpha=scale))
         else:  # fewer tokens than outputs: folding would cost more than the thin products
-            y_NO = nn.functional.linear(x_NI, weight_OI, bias_O)
-            y_NO.addmm_(x_NI @ a_RI.t(), b_OR.t(), alpha=scale)
+            y_NO = product(x_NI, weight_OI).addmm_(x_NI @ a_RI.t(), b_OR.t(), alpha=scale)
+        if bias_O is not None:
+            y_NO += bias_O
         return y_NO.view(*x.shape[:-1], -1)
 
     @staticmethod
@@ -70,8 +72,8 @@ class _FusedLora(torch.autograd.Function):
         grad_x = None
         if ctx.needs_input_grad[0]:
             if x_NI.shape[0] >= weight_OI.shape[0]:
-                grad_x = grad_NO @ torch.addmm(weight_OI, b_OR, a_RI, alpha=ctx.scale)
+                grad_x = product(grad_NO, torch.addmm(weight_OI, b_OR, a_RI, alpha=ctx.scale).t())
             else:
-                grad_x = (grad_NO @ weight_OI).addmm_(through_NR, a_RI)
+                grad_x = product(grad_NO, weight_OI.t()).addmm_(through_NR, a_RI)
             grad_x = grad_x.view_as(x)
         return grad_x, None, None, grad_a, grad_b, None

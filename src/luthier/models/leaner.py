@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.functional import silu
 
+from luthier.core.matmul import BLOCKS, LinearProduct, prefers_onednn, takes
+
 _GATED = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 
 
@@ -25,6 +27,8 @@ def make_leaner(model: nn.Module) -> None:
     for module in model.modules():
         if _is_gated_silu(module):
             module.forward = types.MethodType(_gated_forward, module)
+        elif type(module) is nn.Linear and prefers_onednn():
+            module.forward = types.MethodType(_linear_forward, module)
         elif type(module) is nn.Embedding and module.max_norm is None and not module.sparse:
             module.forward = types.MethodType(_embedding_forward, module)
 
@@ -85,6 +89,12 @@ class _SiluProduct(torch.autograd.Function):
         grad_up = silu(gate).mul_(grad)
         grad_gate = torch.ops.aten.silu_backward(grad * up, gate)
         return grad_gate, grad_up
+
+
+def _linear_forward(self: nn.Linear, x: Tensor) -> Tensor:
+    if not takes(x, self.weight.shape[0]) or self.weight.dtype != x.dtype or x.numel() < BLOCKS[-1] * x.shape[-1]:
+        return nn.functional.linear(x, self.weight, self.bias)
+    return LinearProduct.apply(x, self.weight, self.bias)
 
 
 def _embedding_forward(self: nn.Embedding, tokens: Tensor) -> Tensor:
