@@ -112,6 +112,16 @@ def test_dropout_is_at_work_in_the_test_above(start: Start) -> None:
     assert start("gpt2-dropout", seed=1).train_step(_rows(0))["loss"] != losses[1]
 
 
+def test_dropout_differs_from_step_to_step_and_from_micro_batch_to_micro_batch(start: Start) -> None:
+    row = DATA[3]
+    running = start("gpt2-dropout", cut=Cut(sequences=1), learning_rate=1e-30)  # the weights stay
+    once, again = (float(running.forward_backward([row]).loss) for _ in range(2))
+    assert once == again
+    assert float(running.forward_backward([row, row]).loss) != once
+    losses = {running.train_step([row])["loss"] for _ in range(4)}
+    assert len(losses) == 4
+
+
 # ---------------------------------------------------------------------- how a step is cut
 
 

@@ -252,3 +252,17 @@ def test_a_damaged_file_is_named(method: Method, start: Callable[..., Engine], s
         load_checkpoint(start(method), folder)
     assert str(folder) in str(caught.value)
     assert "use another copy" in str(caught.value)
+
+
+@pytest.mark.parametrize("method", [Full(), Lora(rank=2), Layers(last=1)], ids=lambda m: m.kind)
+def test_a_file_that_lacks_a_tensor_is_refused(method: Method, start: Callable[..., Engine], stage: StageDir) -> None:
+    running = start(method)
+    running.train_step(ROWS)
+    folder = save_checkpoint(running, stage, extra={}, keep=1)
+    (file,) = [p for p in folder.glob("*.safetensors") if p.name != OPTIMIZER]
+    tensors = safetensors.torch.load_file(file)
+    name = next(n for n in sorted(tensors) if "layers.1" in n)
+    del tensors[name]
+    safetensors.torch.save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(RunError, match=rf"missing: .*{name.split('layers.1')[1][:12]}"):
+        load_checkpoint(start(method), folder)
