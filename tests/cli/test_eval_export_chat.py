@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
-from recipes import luthier, pairs, texts, write_recipe, write_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from recipes import luthier, pairs, texts, write_recipe, write_rows
 
 METHODS: dict[str, object] = {
     "lora": {"kind": "lora", "rank": 4},

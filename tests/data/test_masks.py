@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 
-import families
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_tokenizers import FAMILIES, family_tokenizer
 
+import families
 from luthier.core.batch import Example
 from luthier.core.errors import DataError
 from luthier.data.records import Conversation, Message, PromptAnswer

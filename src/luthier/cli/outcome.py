@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+
+from luthier.cli.messages import stdout
 from luthier.core.rundir import RunDir
 
 
@@ -10,7 +13,9 @@ def print_outcome(run: RunDir, as_json: bool) -> None:
     if as_json:
         print(run.report.read_text(encoding="utf-8"), end="")
         return
-    print(f"\n{run.report_page}")
-    print(
-        f"next: luthier chat {run.path} · luthier eval {run.path} --data FILE · luthier export {run.path} --to hf OUT"
-    )
+    console, path = stdout(), shlex.quote(str(run.path))
+    console.print()
+    console.print(str(run.report_page))
+    console.print(f"talk to it    luthier chat {path}")
+    console.print(f"measure it    luthier eval {path} --data FILE")
+    console.print(f"use it        luthier export {path} --to hf OUT")

@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from luthier.core.errors import Problem, RunError
-from luthier.core.rundir import STATE, StageDir, disk_fault, settle_files, sync
+from luthier.core.rundir import STATE, StageDir, disk_fault, read_json, settle_files, sync
 from luthier.methods.base import trainable
 from luthier.train.microbatch import Cut
 
@@ -78,11 +78,15 @@ def load_checkpoint(engine: Engine, folder: Path) -> dict[str, object]:
     Raises:
         RunError: the checkpoint belongs to another base model or cannot be resumed.
     """
-    state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    state: dict[str, Any] = read_json(folder / STATE)
     require_base(state["base_fingerprint"], engine.model)
     engine.method.load(engine.model.module, folder)
     if (folder / OPTIMIZER).is_file():
         _load_optimizer(engine, folder / OPTIMIZER)
+    elif state["resumable"]:
+        # Going on without the moments would look like a resumed run and be another one.
+        remedy = "delete this checkpoint's folder; the one before it is used then"
+        raise RunError(Problem(f"The checkpoint lacks {OPTIMIZER}.", str(folder), remedy))
     engine.step = state["step"]
     engine.cut = Cut(**state["cut"])
     return state
