@@ -8,8 +8,11 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from families import build, examples, tokenizer
+from luthier.core import matmul
+from luthier.methods.base import trainable
 from luthier.methods.full import Full
 from luthier.methods.lora import Lora
+from luthier.models import leaner
 from luthier.models.causal import CausalModel, probe
 from luthier.models.leaner import is_unwatched, make_leaner
 from training import engine
@@ -115,6 +118,35 @@ def test_a_hook_on_the_shared_matrix_still_sees_its_whole_gradient(tied: bool) -
         model.nll_sum(model.collate(rows)).backward()
         seen[watched] = weight.grad
     torch.testing.assert_close(seen[True], seen[False], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", [Full(), Lora(rank=2, alpha=3.0)], ids=lambda m: m.kind)
+@pytest.mark.parametrize("name", ["llama", "qwen2", "gpt2"])
+def test_a_whole_model_through_onednn_has_the_gradients_of_the_default_library(
+    name: str, method: Full | Lora, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        pytest.skip("this torch has no oneDNN")
+    rows = examples([90, 60, 75, 80, 5])  # several blocks and a rest
+    found, made = [], []
+    for onednn in (False, True):
+        for module in (leaner, matmul):
+            monkeypatch.setattr(module, "prefers_onednn", lambda onednn=onednn: onednn)
+        through = matmul._onednn
+        if onednn:
+            monkeypatch.setattr(matmul, "_onednn", lambda x, w, through=through: made.append(1) or through(x, w))
+        model = CausalModel(build(name), tokenizer(), name, "")
+        probe(model)
+        engine(model, method)
+        for parameter in trainable(model.module).values():
+            torch.manual_seed(parameter.numel())
+            parameter.data += 0.1 * torch.randn_like(parameter)  # B, too, that starts at zero
+        loss = model.nll_sum(model.collate(rows))
+        loss.backward()
+        found.append({n: p.grad for n, p in trainable(model.module).items()})
+    assert made
+    for gradient, expected in zip(found[1].values(), found[0].values(), strict=True):
+        assert (gradient - expected).abs().max() < 1e-5 * max(1.0, float(expected.abs().max()))
 
 
 @pytest.mark.parametrize("method", [Full(), Lora(rank=2)], ids=lambda m: m.kind)
