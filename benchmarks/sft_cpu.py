@@ -51,7 +51,10 @@ def run_one(name: str, case: str, options: argparse.Namespace, environment: dict
 def summary(runs: list[dict[str, float]]) -> dict[str, object]:
     """Return median and range of each figure over the rounds."""
     return {
-        key: {"median": statistics.median(r[key] for r in runs), "range": [min(r[key] for r in runs), max(r[key] for r in runs)]}
+        key: {
+            "median": statistics.median(r[key] for r in runs),
+            "range": [min(r[key] for r in runs), max(r[key] for r in runs)],
+        }
         for key in runs[0]
     }
 
@@ -116,7 +119,13 @@ def main() -> None:
     results = measure(options)
     print_table(results)
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=HERE, capture_output=True, text=True).stdout.strip()
-    kept = {"claim": __doc__.split("\n\n")[0], "commit": commit, "hardware": hardware(), "steps": options.steps, "rounds": options.rounds}
+    kept = {
+        "claim": __doc__.split("\n\n")[0],
+        "commit": commit,
+        "hardware": hardware(),
+        "steps": options.steps,
+        "rounds": options.rounds,
+    }
     out = HERE / "results" / f"{options.name}.json"
     out.parent.mkdir(exist_ok=True)
     out.write_text(json.dumps({**kept, "results": results}, indent=2) + "\n", encoding="utf-8")

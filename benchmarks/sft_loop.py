@@ -47,7 +47,10 @@ class ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: torch.autograd.function.FunctionCtx, hidden_ND: torch.Tensor, weight_VD: torch.Tensor, labels_N: torch.Tensor
+        ctx: torch.autograd.function.FunctionCtx,
+        hidden_ND: torch.Tensor,
+        weight_VD: torch.Tensor,
+        labels_N: torch.Tensor,
     ) -> torch.Tensor:
         """Return the scalar sum of cross-entropies."""
         gradient_ND = torch.empty_like(hidden_ND)

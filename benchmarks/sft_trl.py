@@ -21,9 +21,7 @@ def main() -> None:
         [{"prompt": row["messages"][:-1], "completion": row["messages"][-1:]} for row in task.rows]
     )
     quicker = {"gradient_checkpointing": False} if task.grouped else {}
-    arguments = SFTConfig(
-        **settings(task), **quicker, max_length=MAX_LENGTH, model_init_kwargs={"dtype": "float32"}
-    )
+    arguments = SFTConfig(**settings(task), **quicker, max_length=MAX_LENGTH, model_init_kwargs={"dtype": "float32"})
     adapter = LoraConfig(r=LORA_RANK, lora_alpha=LORA_ALPHA, target_modules="all-linear", task_type="CAUSAL_LM")
     meter = Meter()
     trainer = SFTTrainer(

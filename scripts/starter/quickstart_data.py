@@ -271,6 +271,13 @@ def main() -> None:
     rng = random.Random(arguments.seed)
     train, evaluation = build(rng)
     stories = [{"text": english_story(rng)} for _ in range(45)] + [{"text": chinese_story(rng)} for _ in range(15)]
+    # Replay: a few stories of the old kind among the questions, or the model forgets how to tell one.
+    replay = [("Tell me a story.", english_story(rng)) for _ in range(300)]
+    replay += [("给我讲一个故事。", chinese_story(rng)) for _ in range(100)]
+    train += [
+        {"messages": [{"role": "user", "content": wish}, {"role": "assistant", "content": told}]}
+        for wish, told in replay
+    ]
     for name, rows in (("quickstart", train), ("quickstart_eval", evaluation), ("stories", stories)):
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         (arguments.out / f"{name}.jsonl").write_text(text, encoding="utf-8")

@@ -175,7 +175,8 @@ class Recipe(BaseModel):
     """Sequences per optimizer step, whatever fits into memory at once."""
 
     micro_batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    """Sequences in memory at once. It changes speed and memory, never the result; "auto" measures."""
+    """Sequences in memory at once. It changes speed and memory, never the result; "auto" goes by
+    the size of the activations."""
 
     learning_rate: float | None = Field(default=None, gt=0)
     """The peak learning rate. Without it: the method's own default."""

@@ -87,6 +87,7 @@ def run_stage(recipe: Recipe, found: Examined, run: RunDir, folder: StageDir, sc
     data = render_stage(rendering, found, run, screen)
     found.release_rows()
     model = load_for(recipe, rendering.tokenizer)
+    model.packs = model.packs and recipe.packing
     stage = _assemble(recipe, folder, screen, data, model)
     before_bits = _frozen_bits(stage)
     _resume(stage)
