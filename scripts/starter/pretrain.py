@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from transformers import GenerationConfig
 
 from luthier.core.batch import Example
 from luthier.core.rundir import StageDir
@@ -51,6 +52,8 @@ def main() -> None:
     if stage.complete_checkpoints():
         load_checkpoint(engine, stage.complete_checkpoints()[-1])
     train(engine, stream, examples, stage)
+    # The shipped file stops at both end tokens; a model from scratch knows only one.
+    model.module.generation_config = GenerationConfig.from_pretrained(STARTER)
     model.module.to(torch.bfloat16).save_pretrained(options.out)
 
 
