@@ -99,7 +99,8 @@ def print_table(results: dict[str, dict[str, dict[str, object]]]) -> None:
 
 def hardware() -> dict[str, object]:
     """Name the processor, its cores and the versions in use."""
-    model = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").open() if "model name" in line), "")
+    described = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    model = next((line.split(":")[1].strip() for line in described if "model name" in line), "")
     packages = ("luthier", "torch", "transformers", "peft")
     versions = {name: importlib.metadata.version(name) for name in packages}
     return {"processor": model, "cores": os.cpu_count(), "system": platform.platform(), "versions": versions}

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
 from sft_cases import BATCH_SIZE, SEED
 from sft_meter import Meter, Task
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 Row = dict[str, list[int]]
 

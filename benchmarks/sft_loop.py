@@ -7,10 +7,11 @@ supervised positions only, a chunk at a time, so that no (tokens × vocabulary) 
 from __future__ import annotations
 
 import torch
-from sft_cases import LORA_ALPHA, LORA_RANK
-from sft_meter import Meter, Task, read_task, write_result
 from torch.nn import functional
 from transformers import AttentionInterface, AutoModelForCausalLM
+
+from sft_cases import LORA_ALPHA, LORA_RANK
+from sft_meter import Meter, Task, read_task, write_result
 
 CHUNK_POSITIONS = 256
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import datasets
 import torch
 from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq, Trainer, TrainingArguments
+
 from sft_cases import LORA_ALPHA, LORA_RANK
 from sft_huggingface import CountingCollator, MeterCallback, settings
 from sft_meter import Meter, read_task, write_result
-from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
 
 def main() -> None:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import datasets
 from peft import LoraConfig
+from trl import SFTConfig, SFTTrainer
+
 from sft_cases import LORA_ALPHA, LORA_RANK, MAX_LENGTH
 from sft_huggingface import CountingCollator, MeterCallback, settings
 from sft_meter import Meter, read_task, write_result
-from trl import SFTConfig, SFTTrainer
 
 
 def main() -> None:

@@ -1,9 +1,10 @@
-"""Claim: the same recipe runs unchanged on models of 100 to 150 M parameters of other shapes; what it takes is measured.
+"""Claim: the same recipe runs unchanged on models of 100 to 150 M parameters of other shapes, and what it takes is
+measured.
 
     python benchmarks/shapes_cpu.py [--steps 4]
 
-Random weights in the shapes of Llama and Qwen3, vocabulary 32,768, the starter's tokenizer and quickstart rows, LoRA and
-full. Writes benchmarks/results/shapes_cpu-<date>.json: parameters, peak memory, tokens per second and per CPU-second.
+Random weights in the shapes of Llama and Qwen3, vocabulary 32,768, the starter's tokenizer and quickstart rows,
+LoRA and full. Writes benchmarks/results/shapes_cpu-<date>.json: parameters, peak memory, tokens per second and per CPU-second.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""What everything stands on: components, errors, batches, log-probabilities, the run folder. It imports nothing above."""
+"""What everything stands on: components, errors, batches, log-probabilities, run folders. Imports nothing above."""
