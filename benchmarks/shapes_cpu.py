@@ -4,7 +4,8 @@ measured.
     python benchmarks/shapes_cpu.py [--steps 4]
 
 Random weights in the shapes of Llama and Qwen3, vocabulary 32,768, the starter's tokenizer and quickstart rows,
-LoRA and full. Writes benchmarks/results/shapes_cpu-<date>.json: parameters, peak memory, tokens per second and per CPU-second.
+LoRA and full. Writes benchmarks/results/shapes_cpu-<date>.json: parameters, peak memory, tokens per second and
+per CPU-second.
 """
 
 from __future__ import annotations

@@ -75,7 +75,7 @@ def train(engine: Engine, stream: Stream, examples: list[Example], stage: StageD
 
 
 def tokenise(corpus: Path, tokenizer) -> list[Example]:
-    """Return one example per row: text with its end token, or a conversation in the template; all tokens are trained."""
+    """Return one example per row: text with its end token, or a conversation in the template, all trained on."""
     end = tokenizer.pad_token  # <|endoftext|>: the separator of raw text
     texts = []
     for line in corpus.read_text(encoding="utf-8").splitlines():

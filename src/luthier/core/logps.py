@@ -184,7 +184,7 @@ class _NllSum(torch.autograd.Function):
             raise RuntimeError("nll_sum can be differentiated only once; use logps where a second pass is needed")
         grad_hidden, grad_weight, grad_bias = (g if g is None else g.mul_(upstream) for g in ctx.grads)
         ctx.grads = None  # freed at once: the head's gradient can be the largest tensor of the step
-        if ctx.leaf is not None:
+        if ctx.leaf is not None and grad_weight is not None:
             add_to_grad(ctx.leaf, grad_weight)
             grad_weight = None
         return grad_hidden, grad_weight, grad_bias, None, None, None

@@ -217,13 +217,9 @@ def disk_fault(path: Path, error: Exception) -> RunError | None:
 
 def disk_error(path: Path, error: OSError) -> RunError:
     """Return the user's message for a failed write: how much is free, and what to do."""
-    home = next((p for p in (path, *path.parents) if p.exists()), Path("/"))
-    free = shutil.disk_usage(home).free / 2**20
-    remedy = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "check the folder's permissions"
-    return RunError(
-        Problem(
-            f"Cannot write: {error.strerror or error} ({free:,.0f} MiB free).",
-            where=str(path),
-            remedy=f"{remedy}, or choose another place",
-        )
-    )
+    what, remedy = error.strerror or str(error), "check the folder's permissions"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        home = next((p for p in (path, *path.parents) if p.exists()), Path("/"))
+        what += f" ({shutil.disk_usage(home).free / 2**20:,.0f} MiB free)"
+        remedy = "free some space"
+    return RunError(Problem(f"Cannot write: {what}.", str(path), f"{remedy}, or choose another place"))

@@ -51,8 +51,8 @@ class Overlong:
         if len(self.first) < SHOWN:
             self.first.append((source, length))
 
-    def raise_if_any(self, limit: int) -> None:
-        """Refuse the rows, saying what each way out would do.
+    def raise_if_any(self, limit: int, context: int | None = None) -> None:
+        """Refuse the rows, saying what each way out would do. `context` is what the model can take at most.
 
         Raises:
             DataError: there are rows that are too long.
@@ -65,11 +65,13 @@ class Overlong:
         truncate = f"on_overlong=truncate cuts the end off {self.count - self.lose_everything:,}"
         if self.lose_everything:
             truncate += f" and leaves out {self.lose_everything:,} whose answer would be gone"
+        fits = context is None or self.longest <= context
+        longer = f"raise max_length to {self.longest}; or " if fits else ""
         raise DataError(
             Problem(
                 f"{self.count:,} {rows} longer than max_length={limit} tokens"
                 f" (the longest has {self.longest:,}): {listed}{more}.",
                 "max_length",
-                f"raise max_length to {self.longest}; or on_overlong=drop leaves out {self.count:,}; or {truncate}",
+                f"{longer}on_overlong=drop leaves out {self.count:,}; or {truncate}",
             )
         )

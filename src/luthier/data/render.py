@@ -107,6 +107,7 @@ class Renderer:
         objective_kind: "sft" trains on answers, "lm" on everything.
         train_on: which answers: all of the assistant's, the last, or every token.
         max_length: the longest example in tokens; None for no limit.
+        context: the longest sequence that the model can take, for the advice about longer rows.
         on_overlong: what to do with longer rows under sft. Under lm they are cut into consecutive windows.
 
     Raises:
@@ -121,6 +122,7 @@ class Renderer:
         max_length: int | None = None,
         on_overlong: OnOverlong = "error",
         chat_template: str | None = None,
+        context: int | None = None,
     ) -> None:
         require_offsets(tokenizer)
         if chat_template is not None:
@@ -129,6 +131,7 @@ class Renderer:
         self.is_lm = objective_kind == "lm"
         self.train_on: TrainOn = "all" if self.is_lm else train_on
         self.max_length = max_length
+        self.context = context
         self.on_overlong: OnOverlong = on_overlong
         self._known = known_characters(tokenizer)
         self._ends: dict[str, frozenset[int]] = {}
@@ -145,7 +148,7 @@ class Renderer:
         for row in self._rows(records, tally):
             self._keep(row, builder, tally)
         tally.log.raise_errors()
-        tally.overlong.raise_if_any(self.max_length or 0)
+        tally.overlong.raise_if_any(self.max_length or 0, self.context)
         store = builder.build()
         if not len(store):
             raise DataError(nothing_left(records, tally, self.train_on))

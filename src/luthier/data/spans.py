@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from luthier.core.errors import ModelError, Problem
 from luthier.data.records import Conversation, PromptAnswer, conversation
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ class Chat:
 
         Raises:
             TemplateRefusal: the template raised an error.
+            ModelError: it cannot be read at all.
         """
         return self._render(turns, add_generation_prompt)[0]
 
@@ -78,7 +80,7 @@ class Chat:
     def _render(
         self, turns: Sequence[Turn], add_generation_prompt: bool = False, marks: bool = False
     ) -> tuple[str, list[tuple[int, int]]]:
-        from jinja2 import TemplateError
+        from jinja2 import TemplateError, TemplateSyntaxError
         from transformers.utils.chat_template_utils import render_jinja_template
 
         special: dict[str, Any] = self.tokenizer.special_tokens_map
@@ -90,6 +92,10 @@ class Chat:
                 return_assistant_tokens_mask=marks,
                 **special,
             )
+        except TemplateSyntaxError as error:
+            what = f"The chat template is no valid Jinja: {error.message} (line {error.lineno})."
+            remedy = "mend it, or choose another: model.chat_template: chatml"
+            raise ModelError(Problem(what, self.tokenizer.name_or_path, remedy)) from error
         except (TemplateError, TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
             # Templates are programs of others; whatever they raise is about this conversation.
             raise TemplateRefusal(f"the chat template refuses it: {error}") from error

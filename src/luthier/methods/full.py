@@ -60,7 +60,7 @@ class Full(Method):
             remedy = "the folder was saved by another method, or a part of it was deleted"
             raise RunError(Problem("There is no model.safetensors.", where=str(folder), remedy=remedy))
         try:
-            saved, info = type(model).from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+            saved, info = type(model).from_pretrained(folder, dtype=torch.float32, output_loading_info=True)  # type: ignore[misc]
         except (SafetensorError, OSError, RuntimeError) as error:  # damaged, unreadable, misshapen
             remedy = "use another copy"
             raise RunError(Problem(f"The model cannot be read ({error}).", where=str(folder), remedy=remedy)) from error

@@ -61,7 +61,12 @@ class CausalModel:
     @property
     def pad_id(self) -> int:
         pad = self.tokenizer.pad_token_id
-        return pad if pad is not None else 0
+        return pad if isinstance(pad, int) else 0
+
+    @property
+    def vocabulary_rows(self) -> int:
+        """Rows of the token embedding: the ids that the model can take."""
+        return int(self.module.get_input_embeddings().weight.shape[0])  # type: ignore[index]
 
     @property
     def context_length(self) -> int | None:
@@ -130,6 +135,7 @@ def find_head(module: PreTrainedModel, plain: bool = True) -> Head:
     With `plain` false, or for a layer of a kind of its own (adapted, quantised), the layer itself makes the logits.
     """
     layer = module.get_output_embeddings()
+    assert layer is not None, "a causal language model has output embeddings"
     config = module.config.get_text_config()
     scale = float(getattr(config, "logit_scale", None) or 1.0)
     divisor = getattr(config, "logits_scaling", None)
@@ -147,7 +153,7 @@ def probe(model: CausalModel) -> None:
 
     The reference is the model's own forward pass, one sequence at a time, unpadded, up to its logits.
     """
-    vocabulary = model.module.get_input_embeddings().weight.shape[0]
+    vocabulary = model.vocabulary_rows
     draw = np.random.default_rng(0)
     lengths = (7, 4, 9)
     examples = [
@@ -193,7 +199,7 @@ def _try_packing(model: CausalModel, examples: list[Example], reference: Tensor)
                 return True
         except (ValueError, TypeError, NotImplementedError, RuntimeError, AttributeError) as error:
             model.notes.append(f"Packing is not possible with this architecture ({type(error).__name__}: {error}).")
-        model.module.set_attn_implementation(before)
+        model.module.set_attn_implementation(before or "eager")
     model.notes.append("Sequences are padded instead of packed: this architecture cannot keep packed ones apart.")
     return False
 

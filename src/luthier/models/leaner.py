@@ -11,6 +11,7 @@ compares the model with itself as it was before.
 from __future__ import annotations
 
 import types
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -57,7 +58,13 @@ def _is_gated_silu(module: nn.Module) -> bool:
     return "silu" in type(children["act_fn"]).__name__.lower()
 
 
-def _gated_forward(self: nn.Module, x: Tensor) -> Tensor:
+class _Gated(Protocol):
+    gate_proj: nn.Module
+    up_proj: nn.Module
+    down_proj: nn.Module
+
+
+def _gated_forward(self: _Gated, x: Tensor) -> Tensor:
     gate, up = self.gate_proj(x), self.up_proj(x)
     if not torch.is_grad_enabled():
         return self.down_proj(silu(gate).mul_(up))

@@ -203,12 +203,18 @@ def fingerprint(module: PreTrainedModel) -> str:
     return digest.hexdigest()[:16]
 
 
+_LOAD_REMEDIES = (
+    ("trust_remote_code", "the model brings its own code; if you trust it, set model.trust_remote_code=true"),
+    ("does not recognize this architecture", "update transformers, or check model_type in config.json"),
+    ("Unrecognized configuration class", "give a causal language model, one that writes text"),
+)
+
+
 def _load_error(what: str, where: str, error: Exception) -> ModelError:
     first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if Path(where).is_dir():
-        remedy = "the folder's files are incomplete or damaged"
-        if "trust_remote_code" in str(error):
-            remedy = "the model brings its own code; if you trust it, set model.trust_remote_code=true"
+        usual = "a file of the folder is incomplete or damaged: copy it again from where the model comes from"
+        remedy = next((remedy for sign, remedy in _LOAD_REMEDIES if sign in str(error)), usual)
     else:
         remedy = "check the name; offline, give a folder instead of a hub id"
     return ModelError(

@@ -71,6 +71,7 @@ class Rendering:
     recipe: Recipe
     tokenizer: PreTrainedTokenizerBase
     max_length: int
+    context: int | None
 
     def render(self, records: Sequence[Record], form: Literal["text", "conversation"]) -> Rendered:
         """Return the examples of records, as the recipe says."""
@@ -82,6 +83,7 @@ class Rendering:
             train_on=self.recipe.train_on,
             max_length=self.max_length,
             on_overlong=self.recipe.on_overlong,
+            context=self.context,
         )
         return renderer.render_all(records)
 

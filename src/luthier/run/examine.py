@@ -151,10 +151,18 @@ def _read(spec: object, key: KeyPath, draft: Draft, form: DataForm, found: Exami
     try:
         records = load_records(locate_part(spec, draft, key), objective=form)
     except UserError as error:  # DataError, or a library that is not installed
-        found.data_problems += error.problems
+        found.data_problems += [_placed(p, key, draft) for p in error.problems]
         return None
     found.data_problems += records.problems
     return records
+
+
+def _placed(problem: Problem, key: KeyPath, draft: Draft) -> Problem:
+    """Return a problem whose place is a key of the data's own, such as `data.split`, with that key's line."""
+    first, *rest = problem.where.split(".")
+    return (
+        replace(problem, where=draft.place((*key, *rest))) if first == "data" and "/" not in problem.where else problem
+    )
 
 
 def _split(recipe: Recipe, found: Examined) -> None:

@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from luthier.core.component import Component
@@ -33,7 +34,8 @@ def start(found: Examined, screen: Screen) -> RunDir:
     recipe = found.require(*(_taken(path) if found.recipe is not None else ())).located()
     run = RunDir(path)
     try:
-        _write_first_files(recipe, run)
+        with _disk_faults(path):
+            _write_first_files(recipe, run)
         screen.fact("run", str(run.path))
         return _carry_out(recipe, found, run, screen)
     except (UserError, Failure) as error:
@@ -74,26 +76,42 @@ def _carry_out(recipe: Recipe, found: Examined, run: RunDir, screen: Screen) -> 
             screen.note(f"go on with: luthier resume {run.path}")
             raise
         except LuthierError as error:
+            if isinstance(error, UserError):
+                error.problems = [_placed(problem, recipe) for problem in error.problems]
             if stage.metrics.exists():
                 # On a full disk this fails as well, and the first message is the one that counts.
                 with suppress(RunError):
                     _write_status(recipe, run, stage, {"status": "failed", "error": str(error)})
             raise
-        _write_status(recipe, run, stage, {"status": "finished", **part, "seconds": time.monotonic() - started})
+        with _disk_faults(run.path):
+            _write_status(recipe, run, stage, {"status": "finished", **part, "seconds": time.monotonic() - started})
         screen.fact("report", str(run.report_page))
     return run
+
+
+def _placed(problem: Problem, recipe: Recipe) -> Problem:
+    """Return a problem whose place is a key, such as `method.targets`, with the line of that key."""
+    known = problem.where.partition(".")[0] in Recipe.model_fields
+    return replace(problem, where=recipe.place(problem.where)) if known else problem
 
 
 def _train(recipe: Recipe, found: Examined, run: RunDir, stage: StageDir, screen: Screen) -> dict[str, object]:
     from luthier.run.stage import run_stage  # imports torch: only now, when the recipe is known to be right
 
-    try:
+    with _disk_faults(stage.path):
         write_json(run.environment, collect_environment())  # now that torch is loaded, it knows threads and devices
         return run_stage(recipe, found, run, stage, screen)
+
+
+@contextmanager
+def _disk_faults(path: Path) -> Iterator[None]:
+    """Turn whatever a full or unwritable disk raises into the user's message."""
+    try:
+        yield
     except LuthierError:
         raise
     except Exception as error:
-        fault = disk_fault(stage.path, error)
+        fault = disk_fault(path, error)
         if fault is None:
             raise
         raise fault from error
@@ -126,8 +144,17 @@ def _place(recipe: Recipe) -> Path:
 
 def _taken(path: Path) -> list[Problem]:
     """Return what stands in the way of a new run; a start that was cut off leaves nothing to keep."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        return [
+            Problem(f"There cannot be such a run folder: {reason}.", str(path)[:80], "choose another with run=PATH")
+        ]
     inside = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
-    if path.exists() and (not path.is_dir() or inside - _FIRST_FILES):
+    if not path.is_dir() or inside - _FIRST_FILES:
         remedy = f"go on with it: luthier resume {path}; or " if "resolved.json" in inside else ""
         what = "The run folder exists already and is not empty." if path.is_dir() else "The run folder is a file."
         return [Problem(what, str(path), f"{remedy}choose another with run=PATH")]
@@ -152,11 +179,8 @@ def _free_name(path: Path) -> Path:
 @contextmanager
 def _locked(run: RunDir) -> Iterator[None]:
     """Hold the run for this process; the lock vanishes with the process, however it ends."""
-    try:
+    with _disk_faults(run.path):
         stream = (run.path / ".lock").open("w")
-    except OSError as error:
-        fault = disk_fault(run.path, error)
-        raise fault or error from error
     with stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -129,7 +129,7 @@ def _open_tokenizer(recipe: Recipe, found: Examined) -> Rendering:
         wrong = misfits(recipe, facts, found.data)
         if wrong:
             raise RecipeError(*wrong)
-    return Rendering(recipe, tokenizer, longest_sequence(recipe, facts))
+    return Rendering(recipe, tokenizer, longest_sequence(recipe, facts), facts.context_length)
 
 
 def _assemble(recipe: Recipe, folder: StageDir, screen: Screen, data: StageData, model: CausalModel) -> StageRun:

@@ -79,7 +79,8 @@ def parse_value(text: str) -> object:
     try:
         node = yaml.compose(text, Loader=_Loader)
     except (yaml.YAMLError, RecursionError) as error:
-        raise ValueError(getattr(error, "problem", None) or "nested too deeply") from error
+        reason = "a control character in it" if isinstance(error, yaml.reader.ReaderError) else "nested too deeply"
+        raise ValueError(getattr(error, "problem", None) or reason) from error
     walk = _Walk("")
     value = None if node is None else walk.value(node, ())
     if walk.problems:

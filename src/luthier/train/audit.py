@@ -59,4 +59,5 @@ def audit(module: nn.Module, before: dict[str, str]) -> Audit:
 
 def _digest(tensor: torch.Tensor) -> str:
     flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8).cpu()
-    return hashlib.blake2b(memoryview(flat.numpy()), digest_size=12).hexdigest()
+    bits = memoryview(flat.numpy())  # type: ignore[arg-type]
+    return hashlib.blake2b(bits, digest_size=12).hexdigest()

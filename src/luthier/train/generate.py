@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from luthier.data.render import stop_token_ids
+
 if TYPE_CHECKING:
     from luthier.models.causal import CausalModel
 
@@ -31,8 +33,8 @@ def stop_tokens(model: CausalModel) -> list[int]:
     ends = config.eos_token_id if config is not None and config.eos_token_id is not None else []
     ends = [ends] if isinstance(ends, int) else list(ends)
     own = model.tokenizer.eos_token_id
-    vocabulary = model.module.get_input_embeddings().weight.shape[0]
-    return sorted({e for e in [*ends, own] if e is not None and e < vocabulary})
+    closing = stop_token_ids(model.tokenizer)  # the end of a turn is not always the end token
+    return sorted({e for e in [*ends, own, *closing] if isinstance(e, int) and e < model.vocabulary_rows})
 
 
 def generate(model: CausalModel, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[int]]:
@@ -76,7 +78,7 @@ def _generate_batch(
     if sampling.temperature > 0:
         torch.manual_seed(sampling.seed)
         draws = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
-    out = model.module.generate(
+    out = model.module.generate(  # type: ignore[operator]
         input_ids=tokens.to(model.device),
         attention_mask=mask.to(model.device),
         max_new_tokens=room,
