@@ -59,7 +59,10 @@ def _recipe(folder: Path, model: Path, method: str) -> Path:
     draw = random.Random(0)
     words = ["red", "blue", "cat", "dog", "sun", "moon", "tree", "fish"]
     rows = [
-        {"prompt": " ".join(draw.choices(words, k=draw.randint(2, 9))), "completion": " ".join(draw.choices(words, k=4))}
+        {
+            "prompt": " ".join(draw.choices(words, k=draw.randint(2, 9))),
+            "completion": " ".join(draw.choices(words, k=4)),
+        }
         for _ in range(64)
     ]
     data.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
