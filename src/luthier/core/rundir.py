@@ -222,4 +222,6 @@ def disk_error(path: Path, error: OSError) -> RunError:
         home = next((p for p in (path, *path.parents) if p.exists()), Path("/"))
         what += f" ({shutil.disk_usage(home).free / 2**20:,.0f} MiB free)"
         remedy = "free some space"
+    elif error.errno == errno.EFBIG:
+        remedy = "raise the limit on the size of a file (ulimit -f)"
     return RunError(Problem(f"Cannot write: {what}.", str(path), f"{remedy}, or choose another place"))
