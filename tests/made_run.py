@@ -40,7 +40,7 @@ def make_run(path: Path, steps: int = 60, finished: bool = True) -> RunDir:
         "batch_size": 8,
     }
     run.recipe.write_text("model: starter\nmethod: lora\ndata: 我的数据.jsonl\nepochs: 3\n", encoding="utf-8")
-    write_json(run.resolved, {"recipe": recipe, "base": None})
+    write_json(run.resolved, {"recipe": recipe})
     write_json(run.environment, {"luthier": "0.1.0", "cpu": "A processor", "memory_bytes": 8 * 2**30, "gpus": []})
     done = steps if finished else steps // 2
     with stage.metrics.open("w", encoding="utf-8") as stream:

@@ -326,6 +326,7 @@ def test_all_that_is_wrong_is_told_at_once(home: Path, capsys: Capture):
     (home / "out" / "mine.txt").write_text("mine")
     (home / "r.yaml").write_text(recipe(epoks=3))
     refuse_to_train(home, ["epoks", "tokenizer", "rows.jsonl:1"], capsys)
+    assert luthier(capsys, "check", "r.yaml").err == luthier(capsys, "train", "r.yaml").err
     (home / "r.yaml").write_text(recipe())
     refuse_to_train(home, ["not empty", "tokenizer", "rows.jsonl:1"], capsys)
 
