@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 AUTO_TOKENS = 2048
-AUTO_BYTES = {"cpu": 3 * 2**24, "cuda": 2**33}
+AUTO_BYTES = {"cpu": 2**26, "cuda": 2**33}
 """Activations of one forward pass when the recipe says auto. More would not be faster: matrix products are at full
 speed from some hundred rows on a CPU, some thousand on a GPU."""
 
@@ -61,7 +61,7 @@ def auto_cut(config: PreTrainedConfig, device: str) -> Cut:
     # A second pass in a step holds a second gradient of the head: with a large vocabulary that outweighs activations.
     head = 4 * hidden * getattr(config, "vocab_size", 0)
     budget = max(AUTO_BYTES.get(device, AUTO_BYTES["cpu"]), head)
-    return Cut(None, min(max(budget // per_token, 256), 16384))
+    return Cut(None, min(max(budget // per_token, 512), 16384))
 
 
 def is_out_of_memory(error: BaseException) -> bool:
