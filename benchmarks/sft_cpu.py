@@ -67,7 +67,7 @@ def measure(options: argparse.Namespace) -> dict[str, dict[str, dict[str, object
     results: dict[str, dict[str, dict[str, object]]] = {}
     for case in options.cases:
         if not (WORK / case / "tokens.json").is_file():
-            command = [options.trl_python, str(HERE / "sft_cases.py"), case, "--rows", "400", "--shared", str(SHARED)]
+            command = [options.trl_python, str(HERE / "sft_cases.py"), case, "--rows", "1000", "--shared", str(SHARED)]
             subprocess.run([*command, "--folder", str(WORK / case)], check=True, env=environment)
         runs: dict[str, list[dict[str, float]]] = {name: [] for name in options.contenders}
         for _ in range(options.rounds):

@@ -29,6 +29,6 @@ def engine(
             weight as far as any other; a large eps keeps such weights comparable between two ways of computing.
     """
     torch.manual_seed(0)
-    method.apply(model.module)
+    method.prepare(model.module)
     chosen = Settings(**{"total_steps": 10, "learning_rate": 1e-2, "warmup_steps": 2, **settings})  # type: ignore[arg-type]
     return Engine(model, method, objective or Sft(), AdamW(eps=eps), Cosine(), chosen, cut=cut or Cut())

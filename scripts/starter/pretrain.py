@@ -36,7 +36,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     model = load_model(str(STARTER), from_scratch=True, seed=options.seed)
     method = Full()
-    method.apply(model.module)
+    method.prepare(model.module)
     examples = tokenise(options.corpus, model.tokenizer)
     print(f"{len(examples):,} documents, {sum(map(len, examples)):,} tokens", flush=True)
     stream = Stream(len(examples), options.batch_size, options.seed)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from families import build
 from luthier.methods.lora import Lora
-from luthier.methods.lora_linear import FusedLoraLinear, _FusedLora
+from luthier.methods.modules.lora_linear import FusedLoraLinear, _FusedLora
 
 IN, OUT, RANK = 24, 20, 4
 

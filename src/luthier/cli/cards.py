@@ -16,8 +16,6 @@ from luthier.objectives.base import Objective
 from luthier.run.numbers import setting
 
 COMMAND = "python -m luthier.cli.methods --write docs/methods"
-# Methods that mean nothing without a choice show one in their example.
-_EXAMPLES: dict[str, dict[str, object]] = {"layers": {"last": 2}, "bitfit": {"norms": True}}
 _ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
 
 
@@ -94,7 +92,7 @@ def card_of(family: str, kind: str, language: str = "en") -> Card:
         cost=_cost(component, language),
         learning_rate=component.default_learning_rate if issubclass(component, Method) else None,
         fields=_fields(component, language, translated),
-        example=_example(family, kind),
+        example=_example(family, kind, component.example if issubclass(component, Method) else {}),
     )
 
 
@@ -183,8 +181,7 @@ def _recipe_value(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _example(family: str, kind: str) -> str:
-    chosen = _EXAMPLES.get(kind, {}) if family == "method" else {}
+def _example(family: str, kind: str, chosen: Mapping[str, object]) -> str:
     inner = ", ".join([f"kind: {kind}", *(f"{k}: {_recipe_value(v)}" for k, v in chosen.items())])
     word = f"{{{inner}}}" if chosen else kind
     lines = ["model: starter", f"{family}: {word}", "data: starter:quickstart"]

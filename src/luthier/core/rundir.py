@@ -2,7 +2,7 @@
 
     runs/NAME/  recipe.yaml  resolved.json  environment.json  plan.json  report.html  report.json
                 data/{fingerprint.json, examples.html}
-      00-sft/   metrics.jsonl  samples.jsonl  eval.json  log.txt  checkpoints/step-000200/{…, DONE}
+      00-sft/   method.json  metrics.jsonl  samples.jsonl  eval.json  log.txt  checkpoints/step-000200/{…, DONE}
 
 Report, resume, export and chat read the folder, never a live object. Whatever a reader could take for good is written
 beside its place, synced, and renamed: a torn file is never read.
@@ -48,6 +48,11 @@ class StageDir:
     @property
     def log(self) -> Path:
         return self.path / "log.txt"
+
+    @property
+    def method(self) -> Path:
+        """The method with everything decided that it decided from the data."""
+        return self.path / "method.json"
 
     @property
     def checkpoints(self) -> Path:

@@ -1,5 +1,8 @@
-"""What is trained: one file for each method. Importing this package registers them."""
+"""What is trained: one file for each method. Importing this package registers every one of them."""
 
-from luthier.methods import bitfit, full, layers, lora
+from importlib import import_module
+from pkgutil import iter_modules
 
-__all__ = ["bitfit", "full", "layers", "lora"]
+for _module in iter_modules(__path__):
+    if not _module.ispkg:
+        import_module(f"{__name__}.{_module.name}")

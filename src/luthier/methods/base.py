@@ -1,25 +1,46 @@
 """What every method is: a choice of the tensors that training moves.
 
-`apply` changes the model in place and returns the names of the trainable tensors; all else has a default built on
-`requires_grad`. `state_dict` is what a checkpoint holds, what a federated client sends, what a device downloads.
+`apply` changes the model in place; all else has a default built on `requires_grad`. `state_dict` is what a checkpoint
+holds, what a federated client sends, what a device downloads.
+
+The life of a method: `choose` (may look at the data once) → `prepare` (`apply`, and the new head of a classifier) →
+`init_state` → for each step `before_step`, `penalty` with each batch, `after_step` → `save`.
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, Self
 
 from luthier.core.component import Component
 from luthier.core.errors import ModelError, Problem, RunError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import torch
     from torch import Tensor, nn
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from luthier.core.batch import Batch
 
 TENSORS = "trained.safetensors"
 CARD = "method.json"
+
+
+class Probe(Protocol):
+    """What a method may look at before training begins."""
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase: ...
+
+    @property
+    def model(self) -> PreTrainedModel: ...
+
+    def gradients(self, batches: int) -> Iterator[dict[str, Tensor]]:
+        """Yield, for each of some training batches, the gradient of the mean loss for every parameter, by name."""
+        ...
 
 
 class Method(Component):
@@ -38,11 +59,47 @@ class Method(Component):
     when_not: ClassVar[str]
     zh: ClassVar[dict[str, str]] = {}
     default_learning_rate: ClassVar[float]
+    default_schedule: ClassVar[str] = "cosine"
+    example: ClassVar[dict[str, object]] = {}
+    """Fields that the card's example recipe shows, for methods that mean nothing without a choice."""
     freezes_most: ClassVar[bool] = True
     """Nearly all weights stay frozen, so they may be kept in 16 bits."""
+    differs_at_start: ClassVar[str] = ""
+    """Why the model is not exactly the base before the first step; empty where it is."""
+    unmergeable: ClassVar[str] = ""
+    """Why no plain model of the base's architecture computes the same; empty where `merge` makes one."""
+
+    @property
+    def base_bits(self) -> Literal[4, 8] | None:
+        """Bits of a quantised frozen base; None keeps ordinary weights."""
+        return None
+
+    def choose(self, probe: Probe) -> Self:
+        """Return the method with everything decided that depends on data or tokenizer; called once, before `apply`.
+
+        What is decided must be in fields, because the run keeps it as plain values and resumes with it.
+        """
+        return self
 
     def apply(self, model: PreTrainedModel) -> None:
         """Change the model in place so that `requires_grad` marks exactly what is trained."""
+        raise NotImplementedError
+
+    def prepare(self, model: PreTrainedModel) -> None:
+        """Apply the method; the new head of a classifier is trained with every method."""
+        self.apply(model)
+        chosen = set(head_parameters(model))
+        for name, parameter in model.named_parameters():
+            if name in chosen:
+                parameter.requires_grad_(True)
+                parameter.data = parameter.data.float()
+
+    def count(self, model: PreTrainedModel) -> int:
+        """Return how many parameters would be trained, by closed form from the sizes of the model's parts.
+
+        Args:
+            model: the plain model; its tensors may be on the meta device. A classifier's head is not counted here.
+        """
         raise NotImplementedError
 
     def param_groups(self, model: PreTrainedModel, weight_decay: float) -> list[dict[str, object]]:
@@ -93,11 +150,33 @@ class Method(Component):
         self.load_state_dict(model, read_tensors(folder / TENSORS))
 
     def merge(self, model: PreTrainedModel) -> PreTrainedModel:
-        """Return a plain model with the same logits; by default the trained tensors already stand in their places."""
+        """Return a plain model with the same logits; by default the trained tensors already stand in their places.
+
+        Raises:
+            RunError: there is no such model.
+        """
+        if self.unmergeable:
+            remedy = "use it with Luthier (luthier chat, luthier eval), or as an adapter where PEFT knows the method"
+            raise RunError(Problem(f"This method cannot be merged: {self.unmergeable}.", self.title, remedy))
         return model
 
-    def after_step(self, model: PreTrainedModel, step: int) -> None:
-        """Act after an optimizer step (budgets, clipping of ranks); most methods have nothing to do."""
+    def init_state(self, model: PreTrainedModel, total_steps: int, steps_per_epoch: int) -> dict[str, Tensor]:
+        """Return what changes during training besides the trained tensors; it is checkpointed, and changed in place."""
+        return {}
+
+    def before_step(self, model: PreTrainedModel, state: dict[str, Tensor], step: int) -> None:
+        """Act before the forward passes of optimizer step `step` (from 0). Tensors frozen here must be freed again."""
+
+    def penalty(self, model: PreTrainedModel, batch: Batch) -> Tensor | None:
+        """Return what is added to the mean loss of the batch whose forward pass has just run, or None."""
+        return None
+
+    def after_step(self, model: PreTrainedModel, state: dict[str, Tensor], step: int) -> None:
+        """Act after optimizer step `step` (from 1) while its gradients still exist."""
+
+    def report(self, model: PreTrainedModel, state: dict[str, Tensor]) -> dict[str, object]:
+        """Return what the run's report should say of the trained method (final ranks, routing, chosen layers)."""
+        return {}
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
@@ -120,9 +199,22 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
         ) from error
 
 
+def head_parameters(model: nn.Module) -> list[str]:
+    """Return the parameters of a classifier's new head; empty for a language model."""
+    prefix = getattr(model, "base_model_prefix", "")
+    if "ForSequenceClassification" not in type(model).__name__:
+        return []
+    return [n for n, _ in model.named_parameters() if not n.startswith(f"{prefix}.")]
+
+
 def trainable(model: nn.Module) -> dict[str, torch.nn.Parameter]:
     """Return the trainable parameters by full name."""
     return {n: p for n, p in model.named_parameters() if p.requires_grad}
+
+
+def sizes(model: nn.Module) -> dict[str, int]:
+    """Return the number of elements of every parameter, by name; a shared one counts once."""
+    return {n: p.numel() for n, p in model.named_parameters()}
 
 
 def train_only(model: nn.Module, names: list[str]) -> None:

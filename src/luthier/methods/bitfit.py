@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from luthier.core.component import StageFacts
 from luthier.core.errors import ModelError, Problem
-from luthier.methods.base import Method, train_only
+from luthier.methods.base import Method, sizes, train_only
 from luthier.models.layers import layer_groups
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ class BitFit(Method):
         "when_not": "无偏置的模型（Llama、Mistral、Qwen3）、学习新知识、领域变化大时。",
     }
     default_learning_rate: ClassVar[float] = 1e-3
+    example: ClassVar[dict[str, object]] = {"norms": True}
 
     def problems(self, facts: StageFacts) -> list[Problem]:
         config = facts.model_config
@@ -56,12 +57,19 @@ class BitFit(Method):
         return []
 
     def apply(self, model: PreTrainedModel) -> None:
+        train_only(model, self._names(model))
+
+    def count(self, model: PreTrainedModel) -> int:
+        size = sizes(model)
+        return sum(size[n] for n in set(self._names(model)))
+
+    def _names(self, model: PreTrainedModel) -> list[str]:
         names = [n for n, _ in model.named_parameters() if n.endswith("bias")]
         if not names and not self.norms:
             raise ModelError(_no_biases(str(model.config.model_type)))
         if self.norms:
             names += layer_groups(model).norms
-        train_only(model, names)
+        return names
 
 
 def _no_biases(family: str) -> Problem:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from luthier.core.errors import Problem, RunError
-from luthier.methods.base import Method, train_only
+from luthier.methods.base import Method, sizes, train_only
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -46,6 +46,9 @@ class Full(Method):
 
     def apply(self, model: PreTrainedModel) -> None:
         train_only(model, [n for n, _ in model.named_parameters()])
+
+    def count(self, model: PreTrainedModel) -> int:
+        return sum(sizes(model).values())
 
     def save(self, model: PreTrainedModel, folder: Path, base: str) -> None:
         """Write a complete Hugging Face folder: nothing of the base is needed to open it."""

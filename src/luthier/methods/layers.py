@@ -8,7 +8,7 @@ from pydantic import Field
 
 from luthier.core.component import StageFacts
 from luthier.core.errors import ModelError, Problem
-from luthier.methods.base import Method, train_only
+from luthier.methods.base import Method, sizes, train_only
 from luthier.models.layers import layer_groups
 from luthier.models.targets import match_parameters
 
@@ -59,6 +59,7 @@ class Layers(Method):
         "when_not": "需要部署多个变体，或领域变化大到每一层都要跟着改变时。",
     }
     default_learning_rate: ClassVar[float] = 1e-4
+    example: ClassVar[dict[str, object]] = {"last": 2}
 
     def problems(self, facts: StageFacts) -> list[Problem]:
         found = []
@@ -90,6 +91,13 @@ class Layers(Method):
         return found
 
     def apply(self, model: PreTrainedModel) -> None:
+        train_only(model, self._names(model))
+
+    def count(self, model: PreTrainedModel) -> int:
+        size = sizes(model)
+        return sum(size[n] for n in set(self._names(model)))
+
+    def _names(self, model: PreTrainedModel) -> list[str]:
         groups = layer_groups(model)
         depth = len(groups.blocks)
         missing = self._missing_blocks(depth)  # again: of a hub model, `problems` could not know the depth
@@ -106,8 +114,7 @@ class Layers(Method):
             if groups.is_tied:
                 raise ModelError(_tied_head())
             names += groups.head
-        names += match_parameters(model, self.patterns, "method.patterns")
-        train_only(model, names)
+        return names + match_parameters(model, self.patterns, "method.patterns")
 
 
 def _tied_head() -> Problem:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from luthier.methods.base import Method, read_tensors, trainable
-from luthier.models.targets import linear_roles, match_linear
+from luthier.models.targets import linear_roles, match_linear, matrix_shape
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -64,7 +64,7 @@ class Lora(Method):
         from peft import inject_adapter_in_model
         from peft.tuners.lora import Linear
 
-        from luthier.methods.lora_linear import FusedLoraLinear
+        from luthier.methods.modules.lora_linear import FusedLoraLinear
 
         inject_adapter_in_model(self._peft_config(model), model, adapter_name=_ADAPTER)
         for module in model.modules():
@@ -73,6 +73,10 @@ class Lora(Method):
                 module.__class__ = FusedLoraLinear
         for parameter in trainable(model).values():
             parameter.data = parameter.data.float()
+
+    def count(self, model: PreTrainedModel) -> int:
+        modules = dict(model.named_modules())
+        return sum(self.rank * sum(matrix_shape(modules[n])) for n in match_linear(model, self.targets))
 
     def _peft_config(self, model: PreTrainedModel) -> LoraConfig:
         from peft import LoraConfig

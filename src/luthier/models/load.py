@@ -31,6 +31,7 @@ def load_model(
     seed: int = 0,
     device: str | None = None,
     frozen_in_16_bits: bool = False,
+    base_bits: Literal[4, 8] | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> CausalModel:
     """Load model and tokenizer (unless one is given), check every weight, and try the fast paths.

@@ -46,6 +46,15 @@ def is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear | Conv1D)
 
 
+def matrix_shape(module: nn.Module) -> tuple[int, int]:
+    """Return (inputs, outputs) of a linear module; its weight may be on the meta device, transposed or quantised."""
+    from transformers.pytorch_utils import Conv1D
+
+    if isinstance(module, Conv1D):
+        return module.nx, module.nf
+    return module.in_features, module.out_features  # type: ignore[return-value]
+
+
 def linear_roles(model: PreTrainedModel) -> dict[str, str]:
     """Return the role of every linear module in the backbone, by full name; the output head is not among them."""
     head = model.get_output_embeddings()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from luthier.core.errors import Problem, RunError
 from luthier.core.rundir import RESOLVED, STATE, RunDir, StageDir, read_json
-from luthier.run.config import Recipe, require_recipe
+from luthier.run.config import Recipe, build_component, require_recipe
 from luthier.run.draft import Draft
 
 if TYPE_CHECKING:
@@ -73,8 +73,16 @@ def load_for(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None = None) -
         from_scratch=recipe.model.from_scratch,
         seed=recipe.seed,
         frozen_in_16_bits=recipe.method.freezes_most,
+        base_bits=recipe.method.base_bits,
         tokenizer=tokenizer,
     )
+
+
+def with_chosen_method(recipe: Recipe, file: Path) -> Recipe:
+    """Return the recipe with the method that `file` holds; as it is where there is none (runs of older versions)."""
+    if not file.is_file():
+        return recipe
+    return recipe.model_copy(update={"method": build_component("method", read_json(file))})
 
 
 def open_run(path: Path, checkpoint: Path | None = None) -> OpenedRun:
@@ -93,8 +101,9 @@ def open_run(path: Path, checkpoint: Path | None = None) -> OpenedRun:
     chosen = checkpoint or final_checkpoint(run)
     model = load_for(recipe, load_tokenizer(str(chosen)))
     require_base(str(read_json(chosen / STATE).get("base_fingerprint")), model)
+    recipe = with_chosen_method(recipe, StageDir(chosen.parents[1]).method)
     torch.manual_seed(recipe.seed)
-    recipe.method.apply(model.module)
+    recipe.method.prepare(model.module)
     recipe.method.load(model.module, chosen)
     model.name = str(path)
     return OpenedRun(run, recipe, model, chosen)

@@ -25,13 +25,14 @@ from luthier.models.files import ModelFacts, local_folder
 from luthier.models.load import load_config, load_tokenizer
 from luthier.run.datasets import Rendering, StageData, announce, render_stage
 from luthier.run.examine import Examined, longest_sequence, misfits
-from luthier.run.opened import load_for
+from luthier.run.opened import load_for, with_chosen_method
 from luthier.run.screen import Screen
 from luthier.train.audit import Audit, audit, digests
 from luthier.train.checkpoint import device_peak_bytes, load_checkpoint, require_base, save_checkpoint
 from luthier.train.engine import Engine, Settings
 from luthier.train.hooks.trackers import Tracker, make_trackers
 from luthier.train.microbatch import Cut, auto_cut
+from luthier.train.probe import StageProbe
 
 if TYPE_CHECKING:
     from luthier.models.causal import CausalModel
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 
 HELD_OUT = "held-out loss"
 MOST_STEPS_BETWEEN_SAVES = 500
+PROBE_STEPS = 64
+"""A method that looks at the data before it starts sees at most the rows of so many steps."""
 
 
 @dataclass
@@ -88,6 +91,7 @@ def run_stage(recipe: Recipe, found: Examined, run: RunDir, folder: StageDir, sc
     found.release_rows()
     model = load_for(recipe, rendering.tokenizer)
     model.packs = model.packs and recipe.packing
+    recipe = _choose(recipe, folder, data, model)
     stage = _assemble(recipe, folder, screen, data, model)
     before_bits = _frozen_bits(stage)
     _resume(stage)
@@ -132,6 +136,18 @@ def _open_tokenizer(recipe: Recipe, found: Examined) -> Rendering:
     return Rendering(recipe, tokenizer, longest_sequence(recipe, facts), facts.context_length)
 
 
+def _choose(recipe: Recipe, folder: StageDir, data: StageData, model: CausalModel) -> Recipe:
+    """Return the recipe with its method as decided from the data; decided once, and read back by a resumed run."""
+    if folder.method.is_file():
+        return with_chosen_method(recipe, folder.method)
+    stream = Stream(len(data.train), recipe.batch_size, recipe.seed)
+    rows = [data.train[int(i)] for step in range(min(PROBE_STEPS, stream.steps_per_epoch)) for i in stream.rows(step)]
+    probe = StageProbe(model, recipe.objective, rows, recipe.batch_size, _cut(recipe, model))
+    method = recipe.method.choose(probe)
+    write_json(folder.method, method.model_dump())
+    return recipe.model_copy(update={"method": method})
+
+
 def _assemble(recipe: Recipe, folder: StageDir, screen: Screen, data: StageData, model: CausalModel) -> StageRun:
     import torch
 
@@ -139,7 +155,7 @@ def _assemble(recipe: Recipe, folder: StageDir, screen: Screen, data: StageData,
     total = stream.total_steps(recipe.epochs, recipe.max_steps)
     warmup = recipe.warmup_steps if recipe.warmup_steps is not None else round(recipe.warmup_ratio * total)
     torch.manual_seed(recipe.seed)
-    recipe.method.apply(model.module)
+    recipe.method.prepare(model.module)
     engine = Engine(
         model,
         recipe.method,
@@ -148,6 +164,7 @@ def _assemble(recipe: Recipe, folder: StageDir, screen: Screen, data: StageData,
         recipe.schedule,
         Settings(
             total_steps=total,
+            steps_per_epoch=stream.steps_per_epoch,
             learning_rate=recipe.learning_rate or recipe.method.default_learning_rate,
             warmup_steps=warmup,
             weight_decay=recipe.weight_decay,
@@ -384,6 +401,7 @@ def _report(stage: StageRun, outcome: Audit, results: dict[str, dict]) -> dict[s
         "peak_bytes": device_peak_bytes(),
         "frozen_unchanged": not outcome.frozen_changed,
         "audit": outcome.as_dict(),
+        "method_report": stage.recipe.method.report(module, stage.engine.method_state),
         "steps": stage.engine.step,
         "stopped_early": stage.engine.step < stage.engine.settings.total_steps,
         "tokens_total": progress.tokens_total,

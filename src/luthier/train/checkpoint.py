@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from luthier.train.engine import Engine
 
 OPTIMIZER = "optimizer.safetensors"
+METHOD_STATE = "method_state.safetensors"
 
 
 def save_checkpoint(
@@ -47,6 +48,7 @@ def save_checkpoint(
         engine.model.tokenizer.save_pretrained(beside)
         if resumable:
             _save_optimizer(engine, beside / OPTIMIZER)
+            _save_method_state(engine, beside / METHOD_STATE)
         state = {
             "step": engine.step,
             "cut": {"sequences": engine.cut.sequences, "tokens": engine.cut.tokens},
@@ -87,6 +89,7 @@ def load_checkpoint(engine: Engine, folder: Path) -> dict[str, object]:
         # Going on without the moments would look like a resumed run and be another one.
         remedy = "delete this checkpoint's folder; the one before it is used then"
         raise RunError(Problem(f"The checkpoint lacks {OPTIMIZER}.", str(folder), remedy))
+    _load_method_state(engine, folder / METHOD_STATE)
     engine.step = state["step"]
     engine.cut = Cut(**state["cut"])
     return state
@@ -132,6 +135,21 @@ def _load_optimizer(engine: Engine, path: Path) -> None:
             value = file.get_tensor(full)
             # The step counter stays where the fused kernel wants it; moments go beside their parameter.
             engine.optimizer.state[parameter][key] = value.to(parameter.device)
+
+
+def _save_method_state(engine: Engine, path: Path) -> None:
+    from safetensors.torch import save_file
+
+    if engine.method_state:
+        save_file({n: t.detach().contiguous().cpu() for n, t in engine.method_state.items()}, path)
+
+
+def _load_method_state(engine: Engine, path: Path) -> None:
+    from luthier.methods.base import read_tensors
+
+    if engine.method_state and path.parent.is_dir() and path.is_file():
+        for name, value in read_tensors(path).items():
+            engine.method_state[name] = value.to(engine.model.device)
 
 
 def _delete_old(stage: StageDir, keep: int, best_step: object) -> None:

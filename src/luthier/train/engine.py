@@ -1,4 +1,5 @@
-"""The engine: forward and backward over a step, one optimizer update, evaluation. The only place with `.backward()`.
+"""The engine: forward and backward over a step, one optimizer update, evaluation. The only place with
+`.backward()`.
 
 A step's loss is a sum over its micro-batches divided by the count of the whole step, known before the first forward
 pass. Randomness (dropout) comes from (seed, step, micro-batch), so a resumed run draws the same numbers.
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from luthier.core.batch import Example
+from luthier.core.batch import Batch, Example
 from luthier.core.errors import FreezeError, NonFiniteError, OutOfMemoryError
 from luthier.methods.base import Method, trainable
 from luthier.models.causal import CausalModel
@@ -35,12 +36,20 @@ class Settings:
 
     total_steps: int
     learning_rate: float
+    steps_per_epoch: int = 1
     warmup_steps: int = 0
     weight_decay: float = 0.0
     max_grad_norm: float | None = 1.0
     seed: int = 0
     gradient_checkpointing: bool = False
     keep_reference: bool = False
+
+
+def add_gradients(model: CausalModel, objective: Objective, batches: Sequence[Batch]) -> None:
+    """Add the gradient of the batches' mean loss to every parameter that wants one."""
+    count = sum(objective.count(batch) for batch in batches)
+    for batch in batches:
+        (objective.loss(model, batch).total / count).backward()
 
 
 @dataclass
@@ -80,6 +89,7 @@ class Engine:
         self.optimizer = self.optimizer_config.build(groups, self.settings.learning_rate)
         self._scales = [float(g.get("lr_scale", 1.0)) for g in self.optimizer.param_groups]
         self._trained = trainable(module)
+        self.method_state = self.method.init_state(module, self.settings.total_steps, self.settings.steps_per_epoch)
         self._initial = (
             {n: p.detach().clone() for n, p in self._trained.items()} if self.settings.keep_reference else None
         )
@@ -113,6 +123,7 @@ class Engine:
 
     def forward_backward(self, examples: Sequence[Example]) -> StepSums:
         """Accumulate the gradient of the step's mean loss; on lack of memory, cut finer and begin the step again."""
+        self.method.before_step(self.model.module, self.method_state, self.step)
         while True:
             groups = self.cut.apply(examples, padded=not self.model.packs)
             try:
@@ -136,9 +147,9 @@ class Engine:
         for group, scale in zip(self.optimizer.param_groups, self._scales):
             group["lr"] = rate * scale
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        self.method.after_step(self.model.module, self.step)
+        self.method.after_step(self.model.module, self.method_state, self.step)
+        self.optimizer.zero_grad(set_to_none=True)
         return norm
 
     def evaluate(self, examples: Sequence[Example]) -> tuple[float, float]:
@@ -178,8 +189,13 @@ class Engine:
         for index, batch in enumerate(batches):
             torch.manual_seed(zlib.crc32(f"{self.settings.seed}/{self.step}/{index}".encode()))
             result = self.objective.loss(self.model, batch)
-            (result.total / count).backward()
-            loss += result.total.detach().double()
+            total = result.total
+            penalty = self.method.penalty(self.model.module, batch)
+            if penalty is not None:
+                # Weighed like the batch's mean loss, so that a step's penalty is the mean over its micro-batches.
+                total = total + penalty * self.objective.count(batch)
+            (total / count).backward()
+            loss += total.detach().double()
             for name, value in result.metrics.items():
                 metrics[name] = metrics.get(name, 0.0) + value.detach()
         return StepSums(
