@@ -7,16 +7,13 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from luthier.methods.base import Method, read_tensors, trainable
+from luthier.methods.base import Method
 from luthier.models.targets import linear_roles, match_linear, matrix_shape
 
 if TYPE_CHECKING:
     from peft import LoraConfig
     from torch import Tensor
     from transformers import PreTrainedModel
-
-_ADAPTER = "default"
-_PREFIX = "base_model.model."
 
 
 class Lora(Method):
@@ -61,18 +58,16 @@ class Lora(Method):
     default_learning_rate: ClassVar[float] = 2e-4
 
     def apply(self, model: PreTrainedModel) -> None:
-        from peft import inject_adapter_in_model
         from peft.tuners.lora import Linear
 
         from luthier.methods.modules.lora_linear import FusedLoraLinear
+        from luthier.methods.modules.peft_files import inject
 
-        inject_adapter_in_model(self._peft_config(model), model, adapter_name=_ADAPTER)
+        inject(model, self._peft_config(model))
         for module in model.modules():
             if type(module) is Linear:
                 # The same layer with another forward: PEFT offers no public way to name a subclass of its own layer.
                 module.__class__ = FusedLoraLinear
-        for parameter in trainable(model).values():
-            parameter.data = parameter.data.float()
 
     def count(self, model: PreTrainedModel) -> int:
         modules = dict(model.named_modules())
@@ -95,44 +90,31 @@ class Lora(Method):
 
     def state_dict(self, model: PreTrainedModel) -> dict[str, Tensor]:
         """Return A and B under the names that PEFT gives them in its files."""
-        return {_file_name(n): p.detach() for n, p in trainable(model).items()}
+        from luthier.methods.modules.peft_files import adapter_tensors
+
+        return adapter_tensors(model)
 
     def load_state_dict(self, model: PreTrainedModel, tensors: dict[str, Tensor]) -> None:
-        names = {_file_name(n): n for n in trainable(model)}
-        super().load_state_dict(model, {names.get(n, n): t for n, t in tensors.items()})
+        from luthier.methods.modules.peft_files import own_names
+
+        super().load_state_dict(model, own_names(model, tensors))
 
     def save(self, model: PreTrainedModel, folder: Path, base: str) -> None:
         """Write adapter_config.json and adapter_model.safetensors, as PEFT reads them."""
-        from safetensors.torch import save_file
+        from luthier.methods.modules.peft_files import save_adapter
 
-        config = model.peft_config[_ADAPTER]
-        config.base_model_name_or_path = base
-        config.inference_mode = True
-        config.save_pretrained(str(folder))
-        config.inference_mode = False
-        tensors = {n: t.contiguous().cpu() for n, t in self.state_dict(model).items()}
-        save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        save_adapter(model, folder, base)
 
     def load(self, model: PreTrainedModel, folder: Path) -> None:
-        self.load_state_dict(model, read_tensors(folder / "adapter_model.safetensors"))
+        from luthier.methods.modules.peft_files import read_adapter
+
+        self.load_state_dict(model, read_adapter(folder))
 
     def merge(self, model: PreTrainedModel) -> PreTrainedModel:
         """Fold each update into its matrix and take PEFT's layers out again."""
-        from peft.tuners.tuners_utils import BaseTunerLayer
+        from luthier.methods.modules.peft_files import fold_in
 
-        for name, module in list(model.named_modules()):
-            if isinstance(module, BaseTunerLayer):
-                module.merge(safe_merge=True)  # type: ignore[operator]
-                parent, _, last = name.rpartition(".")
-                setattr(model.get_submodule(parent), last, module.get_base_layer())
-        if hasattr(model, "peft_config"):
-            del model.peft_config
-            model._hf_peft_config_loaded = False
-        return model
-
-
-def _file_name(name: str) -> str:
-    return _PREFIX + name.replace(f".{_ADAPTER}.", ".")
+        return fold_in(model)
 
 
 def _shortest(names: list[str], everything: list[str]) -> list[str]:
