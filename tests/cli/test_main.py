@@ -43,7 +43,7 @@ def test_what_needs_no_model_waits_for_no_heavy_library(argv: list[str]):
 def test_the_help_names_every_verb(capsys: pytest.CaptureFixture[str]):
     assert call("--help") == 0
     shown = capsys.readouterr().out
-    assert VERBS == ["train", "resume", "check", "new", "eval", "export", "chat", "show", "methods", "env"]
+    assert VERBS == ["train", "resume", "check", "plan", "new", "eval", "export", "chat", "show", "methods", "env"]
     assert all(verb in shown for verb in VERBS)
 
 
@@ -55,6 +55,7 @@ def test_the_help_of_a_verb_has_an_example_and_explains_its_arguments(verb: str,
     explained = {
         "train": "YAML or JSON file",
         "resume": "folder of a run",
+        "plan": "hub id",
         "eval": "hub id",
         "methods": "Explain this one",
     }
@@ -103,6 +104,7 @@ CALLS = [
     (["train", "a.yaml", "seed=1", "epochs=2", "--json"], "train"),
     (["resume", "runs/a"], "resume"),
     (["check", "a.yaml", "seed=1", "--json"], "check"),
+    (["plan", "a.yaml", "seed=1", "--params", "--json"], "plan"),
     (["new", "a.yaml", "--method", "full", "--force"], "new"),
     (["eval", "runs/a", "--data", "x.jsonl", "--limit", "3", "--train-on", "all"], "eval"),
     (["export", "runs/a", "out", "--to", "peft"], "export"),

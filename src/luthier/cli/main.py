@@ -111,6 +111,24 @@ def check(
 
 
 @app.command()
+def plan(
+    target: Annotated[
+        str, typer.Argument(metavar="RECIPE|MODEL", help="A recipe, or a model: a folder, a hub id, or starter.")
+    ],
+    overrides: Overrides = None,
+    params: Annotated[bool, typer.Option("--params", help="Count the parameters that would be trained.")] = False,
+    json: AsJson = False,
+) -> None:
+    """Tell what a recipe would train, or what each method would train of a model: from its config.json alone.
+
+    Example: luthier plan recipe.yaml --params, or luthier plan Qwen/Qwen3-0.6B --params
+    """
+    from luthier.cli import plan as verb
+
+    verb.run(target, overrides or [], params, json)
+
+
+@app.command()
 def new(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="The file to write.")] = Path("recipe.yaml"),
     method: Annotated[str, typer.Option("--method", "-m", help="What is trained; see luthier methods.")] = "lora",

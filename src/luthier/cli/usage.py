@@ -13,7 +13,7 @@ from luthier.core.errors import Problem, UserError, did_you_mean
 # Newer typers carry a click of their own. BadParameter is the one of its exceptions that every version exports.
 UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__bases__[0])
 
-_TAKE_OVERRIDES = ("train", "check")
+_TAKE_OVERRIDES = ("train", "check", "plan")
 
 
 def explain_usage(message: str, context: typer.Context | None, argv: Sequence[str], verbs: Sequence[str]) -> UserError:

@@ -20,9 +20,9 @@ from luthier.core.errors import Interrupted, RecipeError
 from luthier.core.rundir import RunDir, StageDir, write_atomic, write_json
 from luthier.data.stream import Stream
 from luthier.evaluate.measure import answer, exact_match, held_out_loss
-from luthier.methods.base import trainable
 from luthier.models.files import ModelFacts, local_folder
 from luthier.models.load import load_config, load_tokenizer
+from luthier.models.shapes import count_parameters
 from luthier.run.datasets import Rendering, StageData, announce, render_stage
 from luthier.run.examine import Examined, longest_sequence, misfits
 from luthier.run.opened import load_for, with_chosen_method
@@ -174,8 +174,7 @@ def _assemble(recipe: Recipe, folder: StageDir, screen: Screen, data: StageData,
         ),
         cut=_cut(recipe, model),
     )
-    moved = sum(p.numel() for p in trainable(model.module).values())
-    whole = sum(p.numel() for p in model.module.parameters())
+    moved, whole = count_parameters(model.module, only_trained=True), count_parameters(model.module)
     screen.fact("method", f"{recipe.method.title}: {moved:,} of {whole:,} parameters are trained ({moved / whole:.2%})")
     dtype = "bfloat16" if model.autocast is not None else "float32"
     how = "packed without padding" if model.packs else "padded"
@@ -396,8 +395,8 @@ def _report(stage: StageRun, outcome: Audit, results: dict[str, dict]) -> dict[s
     if outcome.frozen_changed:
         stage.screen.note(f"FREEZE AUDIT FAILED: {', '.join(outcome.frozen_changed[:5])} changed although frozen.")
     return {
-        "trainable_parameters": sum(p.numel() for p in trainable(module).values()),
-        "total_parameters": sum(p.numel() for p in module.parameters()),
+        "trainable_parameters": count_parameters(module, only_trained=True),
+        "total_parameters": count_parameters(module),
         "peak_bytes": device_peak_bytes(),
         "frozen_unchanged": not outcome.frozen_changed,
         "audit": outcome.as_dict(),
