@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 # Last component of a module's name → role. Fused projections carry the role of all their parts.
 _ROLE_OF_NAME = {
-    "q": ("q_proj", "query", "wq", "q_lin"),
-    "k": ("k_proj", "key", "wk", "k_lin"),
-    "v": ("v_proj", "value", "wv", "v_lin"),
+    "q": ("q_proj", "query", "wq", "q_lin", "query_proj"),
+    "k": ("k_proj", "key", "wk", "k_lin", "key_proj"),
+    "v": ("v_proj", "value", "wv", "v_lin", "value_proj"),
     "qkv": ("c_attn", "query_key_value", "Wqkv", "qkv_proj", "in_proj", "wqkv"),
     "o": ("o_proj", "out_proj", "wo", "out_lin"),
     "gate": ("gate_proj", "w1", "gate_up_proj"),
@@ -66,8 +66,12 @@ def _role(name: str) -> str:
     for role, names in _ROLE_OF_NAME.items():
         if last in names:
             return role
-    if last in ("c_proj", "dense"):  # GPT-2 and GPT-NeoX, BERT: the same word in both places
-        return "down" if _MLP_PATH.search(name) and not _ATTENTION_PATH.search(name) else "o"
+    if last in ("c_proj", "dense"):  # GPT-2 and GPT-NeoX, BERT: the same word in several places
+        if _ATTENTION_PATH.search(name):
+            return "o"
+        if name.endswith("intermediate.dense"):
+            return "up"
+        return "down" if _MLP_PATH.search(name) or name.endswith(".output.dense") else "other"
     return "other"
 
 
