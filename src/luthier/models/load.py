@@ -212,7 +212,9 @@ _LOAD_REMEDIES = (
 
 
 def _load_error(what: str, where: str, error: Exception) -> ModelError:
-    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    # Some end their first line with a colon and say what is wrong in the next.
+    first = " ".join(line.strip() for line in lines[: 2 if lines[0].endswith(":") else 1])
     if Path(where).is_dir():
         usual = "a file of the folder is incomplete or damaged: copy it again from where the model comes from"
         remedy = next((remedy for sign, remedy in _LOAD_REMEDIES if sign in str(error)), usual)
