@@ -75,3 +75,12 @@ def test_the_final_group_is_what_stands_outside_the_blocks_and_is_small(name: st
     assert groups.final
     assert all(parameters[n].ndim == 1 for n in groups.final)
     assert set(groups.final) <= set(groups.norms)
+
+
+def test_a_norm_of_the_embeddings_belongs_to_them_and_not_to_the_end() -> None:
+    groups = layer_groups(build("bloom"))
+    assert [n for n in groups.embeddings if "norm" in n] == [
+        "transformer.word_embeddings_layernorm.weight",
+        "transformer.word_embeddings_layernorm.bias",
+    ]
+    assert groups.final == ["transformer.ln_f.weight", "transformer.ln_f.bias"]

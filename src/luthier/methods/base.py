@@ -81,6 +81,10 @@ class Method(Component):
         """
         return self
 
+    def in_words(self) -> str:
+        """Return what `choose` decided, in one line for the screen; empty where it decided nothing."""
+        return ""
+
     def apply(self, model: PreTrainedModel) -> None:
         """Change the model in place so that `requires_grad` marks exactly what is trained."""
         raise NotImplementedError

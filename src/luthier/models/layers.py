@@ -18,7 +18,7 @@ class LayerGroups:
     """Full parameter names by group. A parameter is in one group; the norms inside blocks are also listed apart.
 
     Attributes:
-        embeddings: token (and position) embeddings.
+        embeddings: token (and position) embeddings, and a norm that belongs to them (Bloom, BERT).
         blocks: one list for each transformer block, first to last.
         final: what stands between the last block and the head (the final norm).
         head: the output head; empty when it is tied to the embeddings.
@@ -35,13 +35,19 @@ class LayerGroups:
 
 
 def layer_groups(model: PreTrainedModel) -> LayerGroups:
-    """Return the ordered groups of a causal language model."""
+    """Return the ordered groups of a model with one stack of blocks."""
     from torch import nn
 
     names = {id(p): n for n, p in model.named_parameters()}
     prefix, stack = _block_stack(model)
     blocks = [[f"{prefix}.{i}.{n}" for n, _ in block.named_parameters()] for i, block in enumerate(stack)]
     in_blocks = {n for block in blocks for n in block}
+    norms = [
+        f"{m_name}.{p_name}"
+        for m_name, module in model.named_modules()
+        if "norm" in type(module).__name__.lower()
+        for p_name, _ in module.named_parameters(recurse=False)
+    ]
     embeddings = [
         f"{m_name}.{p_name}"
         for m_name, module in model.named_modules()
@@ -49,20 +55,22 @@ def layer_groups(model: PreTrainedModel) -> LayerGroups:
         for p_name, _ in module.named_parameters(recurse=False)
         if f"{m_name}.{p_name}" not in in_blocks and f"{m_name}.{p_name}" in names.values()
     ]
+    # `word_embeddings_layernorm`, `embeddings.LayerNorm`: normalised before the first block, not after the last.
+    norms_of_embeddings = [n for n in norms if n not in in_blocks and "embed" in n]
+    embeddings += norms_of_embeddings
     output = model.get_output_embeddings()
     source = model.get_input_embeddings()
     is_tied = output is not None and output.weight is source.weight
     # named_parameters lists a shared tensor once, under the embedding's name; a head's bias stays its own.
     head = [names[id(p)] for p in output.parameters() if p is not source.weight] if output is not None else []
-    norms = [
-        f"{m_name}.{p_name}"
-        for m_name, module in model.named_modules()
-        if "norm" in type(module).__name__.lower()
-        for p_name, _ in module.named_parameters(recurse=False)
-    ]
     taken = in_blocks | set(embeddings) | set(head)
     final = [n for n, _ in model.named_parameters() if n not in taken]
     return LayerGroups(embeddings, blocks, final, head, norms, is_tied)
+
+
+def block_modules(model: PreTrainedModel) -> list[nn.Module]:
+    """Return the transformer blocks, first to last."""
+    return list(_block_stack(model)[1])
 
 
 def _block_stack(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:

@@ -174,6 +174,8 @@ def _assemble(recipe: Recipe, folder: StageDir, screen: Screen, data: StageData,
         ),
         cut=_cut(recipe, model),
     )
+    if recipe.method.in_words():
+        screen.fact("chosen", recipe.method.in_words())
     moved, whole = count_parameters(model.module, only_trained=True), count_parameters(model.module)
     screen.fact("method", f"{recipe.method.title}: {moved:,} of {whole:,} parameters are trained ({moved / whole:.2%})")
     dtype = "bfloat16" if model.autocast is not None else "float32"
