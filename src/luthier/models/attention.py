@@ -5,18 +5,48 @@ size N×N exists and no sequence can see another. Registered with transformers a
 the borders arrive as the keyword `cu_seq_lens_q`, which model code hands through untouched. Without borders (in
 generation and padded batches) it is ordinary masked attention.
 
-Shape legend: B batch, A attention heads, K key/value heads, L length, D head size.
+Trained keys and values (prefix tuning) arrive as the keyword `kv_prefix`. They stand before every sequence's own as a
+cache of P entries would: at places 0 … P−1, not rotated, seen by all, lost to a query whose window has passed them.
+
+Shape legend: B batch, A attention heads, K key/value heads, L length, S keys, P prefix, D head size.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 
 NAME = "luthier"
 _UNSAID = -1
 """Stands for a window that the model's code does not hand to its attention."""
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """Keys and values that every sequence sees before its own.
+
+    Attributes:
+        states: (2·layers, K, P, D), each layer's keys and then its values.
+        positions: (B, L) or (1, L), the place of each query in its own sequence, from 0.
+        seen: the layers that have asked for their part.
+    """
+
+    states: Tensor
+    positions: Tensor
+    seen: set[int] = field(default_factory=set)
+
+    def __len__(self) -> int:
+        return self.states.shape[2]
+
+    def before(self, module: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Return keys and values (B, K, P + S, D) of a layer with its prefix before them."""
+        layer = int(module.layer_idx)  # type: ignore[arg-type]
+        self.seen.add(layer)
+        own = self.states[2 * layer : 2 * layer + 2].to(key.dtype)[:, None].expand(-1, key.shape[0], -1, -1, -1)
+        return torch.cat([own[0], key], dim=2), torch.cat([own[1], value], dim=2)
 
 
 def register() -> None:
@@ -45,6 +75,7 @@ def segmented_attention(
     softcap: float | None = None,
     cu_seq_lens_q: Tensor | None = None,
     segment_lengths: tuple[int, ...] | None = None,
+    kv_prefix: Prefix | None = None,
     **unused: object,
 ) -> tuple[Tensor, None]:
     """Return attention output (B, L, A, D).
@@ -53,31 +84,74 @@ def segmented_attention(
         query: (B, A, L, D); key and value: (B, K, L, D).
         cu_seq_lens_q: (S+1,) borders of packed sequences, or None.
         segment_lengths: the same as lengths on the host, so that no device synchronisation is needed.
+        kv_prefix: keys and values before those of every sequence.
 
     Raises:
         NotImplementedError: the model's attention has a part that packed sequences cannot keep; the loader then pads.
     """
     if unused.get("s_aux") is not None:
         raise NotImplementedError("attention sinks")
-    if cu_seq_lens_q is None:
+    is_causal = bool(getattr(module, "is_causal", True))  # false in encoders; as transformers asks it
+    is_whole = attention_mask is None and query.shape[2] == key.shape[2]
+    if cu_seq_lens_q is None and (kv_prefix is None or not is_whole):
+        if kv_prefix is not None:
+            window = _known_window(module, sliding_window)
+            attention_mask = _prefixed_mask(attention_mask, kv_prefix, window, query, key)
+            key, value = kv_prefix.before(module, key, value)
         # No mask and several queries means plain causal; a single query (generation) sees everything before it.
-        causal = attention_mask is None and query.shape[2] > 1
+        causal = is_causal and attention_mask is None and query.shape[2] > 1
         out = _attend(query, key, value, attention_mask, dropout, scaling, softcap, is_causal=causal)
         return out.transpose(1, 2).contiguous(), None
-    if sliding_window == _UNSAID:
-        if getattr(getattr(module, "config", None), "sliding_window", None):
-            # Some code (Qwen2-MoE, Phi-3.5-MoE) puts its window into the mask alone, and packed attention has no mask.
-            raise NotImplementedError("a sliding window that only the mask knows")
-        sliding_window = None
-    lengths = segment_lengths or tuple(cu_seq_lens_q.diff().tolist())
+    window = _known_window(module, sliding_window)
+    if window is not None and not is_causal:
+        raise NotImplementedError("a window that looks both ways")
+    if cu_seq_lens_q is None:
+        lengths = (query.shape[2],)
+    else:
+        lengths = segment_lengths or tuple(cu_seq_lens_q.diff().tolist())
+    skipped = 0 if kv_prefix is None else len(kv_prefix)
     parts = []
     for q, k, v in zip(*(t.split(lengths, dim=2) for t in (query, key, value))):
+        if kv_prefix is not None:
+            k, v = kv_prefix.before(module, k, v)
+            q = pad(q, (0, 0, skipped, 0))  # empty queries keep the diagonal where the fused causal kernel has it
         length = q.shape[2]
         band = None
-        if sliding_window is not None and length > sliding_window:
-            band = _band(length, sliding_window, q.device)
-        parts.append(_attend(q, k, v, band, dropout, scaling, softcap, is_causal=band is None).transpose(1, 2))
+        if window is not None and length > window:
+            band = _band(length, window, q.device)
+        causal = is_causal and band is None
+        out = _attend(q, k, v, band, dropout, scaling, softcap, is_causal=causal)
+        parts.append(out[:, :, skipped:].transpose(1, 2))
     return torch.cat(parts, dim=1), None
+
+
+def _known_window(module: nn.Module, window: int | None) -> int | None:
+    """Return the layer's window; the mask cannot tell it where there is none."""
+    if window != _UNSAID:
+        return window
+    if getattr(getattr(module, "config", None), "sliding_window", None):
+        # Some code (Qwen2-MoE, Phi-3.5-MoE) puts its window into the mask alone, and packed attention has no mask.
+        raise NotImplementedError("a sliding window that only the mask knows")
+    return None
+
+
+def _prefixed_mask(mask: Tensor | None, prefix: Prefix, window: int | None, query: Tensor, key: Tensor) -> Tensor:
+    """Return the mask (B, 1, L, P + S) that also says who sees the prefix.
+
+    Places are counted in each row's own sequence, so that padding on its left does not push the prefix out of a window.
+    """
+    rows, length, size = query.shape[0], query.shape[2], len(prefix)
+    if mask is None:
+        assert length == 1, "several queries behind a cache come with a mask"
+        mask = torch.ones(1, 1, 1, key.shape[2], dtype=torch.bool, device=query.device)
+    if mask.dtype != torch.bool:
+        raise NotImplementedError("a mask of numbers")
+    columns = torch.ones(1, length, size, dtype=torch.bool, device=query.device)
+    if window is not None:
+        place = torch.arange(size, device=query.device)
+        columns = place > (prefix.positions[..., None] + size - window)
+    columns = columns[:, None].expand(rows, 1, length, size)
+    return torch.cat([columns, mask.expand(rows, 1, length, -1)], dim=-1)
 
 
 def _attend(
