@@ -6,7 +6,7 @@ from luthier.data import turns
 from luthier.data.formats import EXAMPLES, Format
 from luthier.data.problems import ProblemLog
 from luthier.data.readers import Row
-from luthier.data.records import Conversation, PromptAnswer, Record, Text
+from luthier.data.records import Conversation, Labelled, PromptAnswer, Record, Text
 
 REMOVE = "fill it in or remove the row"
 
@@ -18,8 +18,7 @@ def convert(row: Row, form: Format, log: ProblemLog, needs_answer: bool = True) 
     """
     if form.name in ("messages", "sharegpt"):
         return _conversation(row, form, log, needs_answer)
-    make = {"alpaca": _instruction, "dolly": _instruction, "flan": _pair, "text": _text}[form.name]
-    return make(row, form, log)
+    return _MAKE[form.name](row, form, log)
 
 
 def _string(row: Row, form: Format, field: str, log: ProblemLog, required: bool = True) -> str | None:
@@ -88,6 +87,34 @@ def _text(row: Row, form: Format, log: ProblemLog) -> Record | None:
     return None if text is None else Text(text, row.source)
 
 
+def _labelled(row: Row, form: Format, log: ProblemLog) -> Record | None:
+    text = _string(row, form, "text", log)
+    pair = _string(row, form, "pair", log, required="pair" in form.columns)
+    label = _label(row, form.columns["label"], log)
+    return None if text is None or pair is None or label is None else Labelled(text, pair, label, row.source)
+
+
+def _label(row: Row, column: str, log: ProblemLog) -> str | None:
+    """Return a class as a word: a string, a whole number or true/false; None after logging."""
+    value = row.value.get(column)
+    if isinstance(value, str) and value.strip():
+        return value.strip()
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
+        return str(int(value))
+    if value is None or value == "":
+        state = "is missing" if column not in row.value else "is null" if value is None else "is empty"
+        log.add("label", f'The label "{column}" {state}.', row.source, REMOVE)
+    elif isinstance(value, list):
+        what = f'The label "{column}" is a list: several labels for one row are not supported.'
+        log.add("label", what, row.source, "write one label in each row")
+    else:
+        what = f'The label "{column}" should be a word or a whole number, got {turns.shown(value)}.'
+        log.add("label", what, row.source, "classes are told apart by name; a measured quantity is none")
+    return None
+
+
 def _conversation(row: Row, form: Format, log: ProblemLog, needs_answer: bool) -> Conversation | None:
     system = _string(row, form, "system", log, required=False)
     column = form.columns["messages"]
@@ -104,3 +131,6 @@ def _conversation(row: Row, form: Format, log: ProblemLog, needs_answer: bool) -
         )
         return None
     return turns.read(value, system, row.source, log, column, needs_answer)
+
+
+_MAKE = {"alpaca": _instruction, "dolly": _instruction, "flan": _pair, "text": _text, "labelled": _labelled}

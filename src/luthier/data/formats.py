@@ -78,7 +78,26 @@ PAIRS = (
 )
 LABELS = ("label", "labels", "class", "sentiment")
 LABELLED_TEXTS = ("text", "sentence", "review", "message", "content", "messages", "prompt")
-BY_NAME = {shape.name: shape for shape in SHAPES} | {"sharegpt": SHAPES[0]}
+LABELLED = Shape(
+    "labelled",
+    {
+        "text": (*LABELLED_TEXTS, "document", "question", "query", "input", "comment", "tweet", "headline"),
+        "label": (*LABELS, "category", "intent", "topic", "stars", "rating", "target"),
+    },
+    {"pair": ()},  # a pair's column names come together, below
+    '{"text": "…", "label": "…"}',
+)
+TEXT_PAIRS = (
+    ("sentence1", "sentence2"),
+    ("premise", "hypothesis"),
+    ("question1", "question2"),
+    ("text1", "text2"),
+    ("text_a", "text_b"),
+    ("text", "text_pair"),
+    ("question", "sentence"),
+)
+"""Usual column names of the two texts of a pair."""
+BY_NAME = {shape.name: shape for shape in (*SHAPES, LABELLED)} | {"sharegpt": SHAPES[0]}
 EXAMPLES = {name: shape.example for name, shape in BY_NAME.items()}
 LONG_NAME = 40
 
@@ -88,7 +107,7 @@ class Format:
     """How the rows of one file are read.
 
     Attributes:
-        name: messages, sharegpt, alpaca, dolly, flan or text.
+        name: messages, sharegpt, alpaca, dolly, flan, text or labelled.
         columns: field → column.
         unused: columns that play no part.
         why: one sentence for the screen.
@@ -105,17 +124,20 @@ def columns_of(rows: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys(name for row in rows for name in row.value))
 
 
-def recognise(rows: Sequence[Row], mapping: Mapping[str, str | int], forced: str, where: str) -> Format:
-    """Return how to read rows like these.
+def recognise(
+    rows: Sequence[Row], mapping: Mapping[str, str | int], forced: str, where: str, labelled: bool = False
+) -> Format:
+    """Return how to read rows like these. `labelled`: they are to be classified, so only that shape is tried.
 
     Raises:
         DataError: no shape fits, the rows serve another objective, or `columns` names what is not there.
     """
     present = columns_of(rows)
     wanted = {field: str(column) for field, column in mapping.items()}
-    shapes = SHAPES if forced == "auto" else (BY_NAME[forced],)
+    shapes = (LABELLED,) if labelled else SHAPES
+    shapes = shapes if forced == "auto" else (BY_NAME[forced],)
     _check_mapping(wanted, present, shapes, where)
-    if not wanted and forced == "auto":
+    if not wanted and forced == "auto" and not labelled:
         _refuse_other_objectives(present, where)
     for shape in shapes:
         columns = _fit(shape, present, wanted) if set(wanted) <= shape.parts else None
@@ -123,7 +145,7 @@ def recognise(rows: Sequence[Row], mapping: Mapping[str, str | int], forced: str
             return _format(shape, columns, present, rows)
     if forced != "auto":
         raise DataError(_does_not_fit(BY_NAME[forced], forced, _listed(rows, present), wanted, where))
-    raise DataError(_unrecognised(rows, present, where))
+    raise DataError(_not_labelled(rows, present, where) if labelled else _unrecognised(rows, present, where))
 
 
 def _fit(shape: Shape, present: Sequence[str], wanted: Mapping[str, str]) -> dict[str, str] | None:
@@ -135,6 +157,10 @@ def _fit(shape: Shape, present: Sequence[str], wanted: Mapping[str, str]) -> dic
         if pair is None:
             return None
         usual |= {"prompt": (pair[0],), "answer": (pair[1],)}
+    if shape is LABELLED and not {"text", "pair"} & set(wanted):
+        both = next((p for p in TEXT_PAIRS if set(p) <= set(actual)), None)
+        if both is not None:
+            usual |= {"text": (both[0],), "pair": (both[1],)}
     taken = set(wanted.values())
     columns = {}
     for field, names in usual.items():
@@ -200,7 +226,8 @@ def _refuse_other_objectives(present: Sequence[str], where: str) -> None:
     has_answer = any(set(pair) <= set(present) for pair in PAIRS) or "instruction" in present
     if label and text and not has_answer:
         what = f'These are labelled rows (columns "{text}" and "{label}"), which sft and lm cannot use.'
-        remedy = f"to learn to write the label: columns: {{prompt: {text}, answer: {label}}}; "
+        remedy = "to classify them: objective: classify; "
+        remedy += f"to learn to write the label: columns: {{prompt: {text}, answer: {label}}}; "
         remedy += f"to learn the texts: columns: {{text: {text}}}"
         if text in CHAT_COLUMNS:
             remedy = "to train on the conversations whatever their label: format: messages"
@@ -240,6 +267,18 @@ def _unrecognised(rows: Sequence[Row], present: Sequence[str], where: str) -> Pr
     known = "; ".join(shape.example for shape in SHAPES)
     what = f"The rows fit no known format. Columns found: {_listed(rows, present)}."
     return Problem(what, where, f"{remedy}. Known formats: {known}")
+
+
+def _not_labelled(rows: Sequence[Row], present: Sequence[str], where: str) -> Problem:
+    longest = max(present, key=lambda c: _text_length(rows, c), default="COLUMN")
+    others = [c for c in present if c != longest]
+    label = next((c for c in LABELLED.fields["label"] if c in others), others[0] if others else "COLUMN")
+    remedy = f"say which column is which: columns: {{text: {longest}, label: {label}}}"
+    if any(len(c) > LONG_NAME or c.count(" ") > 2 for c in present):
+        remedy = "the first line looks like data; without a header line, give positions: columns: {text: 1, label: 2}"
+    needs = f"Classification needs a text and its label, like {LABELLED.example}."
+    what = f"{needs} Columns found: {_listed(rows, present)}."
+    return Problem(what, where, remedy)
 
 
 def _text_length(rows: Sequence[Row], column: str) -> int:

@@ -20,7 +20,7 @@ from luthier.data.records import Record, Text
 from luthier.data.spec import DataSpec, resolve_path
 
 Item = TypeVar("Item")
-Objective = Literal["sft", "lm"]
+Objective = Literal["sft", "lm", "classify"]
 LOOK_AHEAD = 100
 
 
@@ -85,7 +85,7 @@ def _read_one(name: str, rows: Iterator[Row], spec: DataSpec, objective: Objecti
     if not head:
         return
     try:
-        form = formats.recognise(head, spec.columns, spec.format, name)
+        form = formats.recognise(head, spec.columns, spec.format, name, labelled=objective == "classify")
     except DataError as error:
         for problem in error.problems:
             reading.log.add("format", problem.what, problem.where, problem.remedy)
@@ -98,6 +98,10 @@ def _read_one(name: str, rows: Iterator[Row], spec: DataSpec, objective: Objecti
             name,
             "train on the whole text with objective=lm, or map two columns: columns: {prompt: …, answer: …}",
         )
+        return
+    if (form.name == "labelled") != (objective == "classify"):
+        what = f"These rows are read as {form.name}, which the objective {objective} cannot use."
+        reading.log.add("objective", what, name, "leave format out, or use objective: classify for labelled rows")
         return
     reading.formats.setdefault(form.name, form.why)
     used = set(form.columns.values())

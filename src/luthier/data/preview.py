@@ -54,8 +54,12 @@ def preview_html(
     title: str,
     counts: Mapping[str, object],
     limit: int = 20,
+    classes: Sequence[str] = (),
 ) -> str:
-    """Return one page without external parts that shows `limit` examples, spread evenly over the store."""
+    """Return one page without external parts that shows `limit` examples, spread evenly over the store.
+
+    `classes`: the names of the classes, where the examples are labelled texts.
+    """
     from jinja2 import Environment
     from markupsafe import Markup
 
@@ -67,7 +71,10 @@ def preview_html(
         share = 100 * example.trained_tokens / max(len(example), 1)
         body = Markup("".join(_tokens_html(example, pieces)))  # every text in it is escaped where it is made
         trained = f"{example.trained_tokens:,}"
-        examples.append(_Shown(index + 1, example.source, f"{len(example):,}", trained, f"{share:.0f}", body))
+        source = example.source
+        if classes:
+            source += f" → {classes[int(example.extras['label'])]}"
+        examples.append(_Shown(index + 1, source, f"{len(example):,}", trained, f"{share:.0f}", body))
     template = (files("luthier.data") / "preview.html").read_text(encoding="utf-8")
     notes = counts.get("notes")
     return (

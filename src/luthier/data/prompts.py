@@ -8,7 +8,7 @@ import numpy as np
 
 from luthier.core.errors import DataError, Problem
 from luthier.data.encode import encode
-from luthier.data.records import Conversation, PromptAnswer, Record, Text, conversation, prompt_of
+from luthier.data.records import Conversation, Labelled, PromptAnswer, Record, Text, conversation, prompt_of
 from luthier.data.spans import Chat, TemplateRefusal
 from luthier.data.templates import no_template, template_text
 from luthier.data.vocabulary import eos_id, special_prefix, special_tokens
@@ -64,6 +64,7 @@ def render_prompt(tokenizer: PreTrainedTokenizerBase, record: Record) -> list[in
     Raises:
         DataError: the template cannot write the prompt, or there is none for a conversation.
     """
+    assert not isinstance(record, Labelled), "a classifier is asked through data/labelled.py"
     chat = None if isinstance(record, Text) else chat_for(tokenizer, record)
     if chat is None or isinstance(record, Text):
         assert not isinstance(record, Conversation)

@@ -1,4 +1,4 @@
-"""What a row of data becomes: a conversation, a prompt with its answer, or plain text.
+"""What a row of data becomes: a conversation, a prompt with its answer, plain text, or a text with its class.
 
 A prompt→answer row keeps its parts: a model with a chat template sees them as a conversation, one without sees them
 plainly. Both forms come from the same record, so nothing is decided before the model is known.
@@ -68,7 +68,24 @@ class Text:
     source: str
 
 
-Record = Conversation | PromptAnswer | Text
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """A text, or a pair of texts, and the class it belongs to.
+
+    Attributes:
+        text: what is classified.
+        pair: the second text of a pair (a hypothesis, another question); empty for a single text.
+        label: the class as the data write it.
+        source: `file:line`.
+    """
+
+    text: str
+    pair: str
+    label: str
+    source: str
+
+
+Record = Conversation | PromptAnswer | Text | Labelled
 
 
 def conversation(record: Conversation | PromptAnswer) -> Conversation:
@@ -95,9 +112,11 @@ def prompt_of(record: Record) -> Record:
 
 
 def answer_of(record: Record) -> str:
-    """Return the last answer: what the model should have said. Empty for a document."""
+    """Return the last answer: what the model should have said. Empty for a document; the class of a labelled text."""
     if isinstance(record, PromptAnswer):
         return record.answer
+    if isinstance(record, Labelled):
+        return record.label
     if isinstance(record, Conversation) and record.messages and record.messages[-1].role == "assistant":
         return record.messages[-1].content
     return ""

@@ -32,7 +32,7 @@ from luthier.data.prompts import (
     wanted_turns,
     with_prefix,
 )
-from luthier.data.records import PromptAnswer, Record, Text
+from luthier.data.records import Labelled, PromptAnswer, Record, Text
 from luthier.data.spans import Chat, Span, TemplateRefusal, Turn, answer_spans
 from luthier.data.store import ExampleStore, StoreBuilder
 from luthier.data.tally import (
@@ -177,6 +177,7 @@ class Renderer:
                 raise DataError(text_under_sft(record))
             self._look_for_special(record.text, record.source, tally)
             return _Written(record.text, None, None, record.source)
+        assert not isinstance(record, Labelled), "classes are rendered in data/labelled.py"
         chat = chat_for(self.tokenizer, record)
         if chat is None:
             assert isinstance(record, PromptAnswer)

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from luthier.core.errors import DataError, Problem, did_you_mean
 from luthier.core.paths import locate
 
-FormatName = Literal["auto", "messages", "sharegpt", "alpaca", "dolly", "flan", "text"]
+FormatName = Literal["auto", "messages", "sharegpt", "alpaca", "dolly", "flan", "text", "labelled"]
 
 
 class DataSpec(BaseModel):

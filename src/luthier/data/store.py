@@ -23,16 +23,24 @@ class ExampleStore(Sequence[Example]):
         codes_T: uint8 indices into the palette.
         palette: float32 distinct weights.
         borders: (N+1,) int64 where each example begins.
+        extras: (N,) float32 numbers that belong to whole examples (labels), by name.
     """
 
     def __init__(
-        self, tokens_T: np.ndarray, codes_T: np.ndarray, palette: np.ndarray, borders: np.ndarray, places: SourceTable
+        self,
+        tokens_T: np.ndarray,
+        codes_T: np.ndarray,
+        palette: np.ndarray,
+        borders: np.ndarray,
+        places: SourceTable,
+        extras: dict[str, np.ndarray] | None = None,
     ) -> None:
         self.tokens_T = tokens_T
         self.codes_T = codes_T
         self.palette = palette
         self.borders = borders
         self._places = places
+        self.extras = extras or {}
 
     def __len__(self) -> int:
         return len(self.borders) - 1
@@ -48,7 +56,8 @@ class ExampleStore(Sequence[Example]):
             raise IndexError(index)
         index = int(index) % len(self)
         here = slice(self.borders[index], self.borders[index + 1])
-        return Example(self.tokens_T[here], self.palette[self.codes_T[here]], self._places[index])
+        extras = {name: float(values[index]) for name, values in self.extras.items()}
+        return Example(self.tokens_T[here], self.palette[self.codes_T[here]], self._places[index], extras)
 
     def __iter__(self) -> Iterator[Example]:
         return (self[i] for i in range(len(self)))
@@ -97,9 +106,10 @@ class StoreBuilder:
         self._borders = array("q", [0])
         self._palette: dict[float, int] = {0.0: 0, 1.0: 1}
         self._places = SourceTable()
+        self._extras: dict[str, array[float]] = {}
 
-    def add(self, tokens: np.ndarray, weights: np.ndarray, source: str) -> None:
-        """Append one example: (L,) ids and (L,) weights.
+    def add(self, tokens: np.ndarray, weights: np.ndarray, source: str, extras: dict[str, float] | None = None) -> None:
+        """Append one example: (L,) ids and (L,) weights; every example of a store has the same `extras`.
 
         Raises:
             DataError: more than 256 different weights.
@@ -120,6 +130,8 @@ class StoreBuilder:
         self._codes.frombytes(codes.tobytes())
         self._borders.append(len(self._tokens))
         self._places.add(source)
+        for name, value in (extras or {}).items():
+            self._extras.setdefault(name, array("f")).append(value)
 
     def build(self) -> ExampleStore:
         """Return the store; the builder may not be used again."""
@@ -129,4 +141,5 @@ class StoreBuilder:
             np.array(list(self._palette), dtype=np.float32),
             np.frombuffer(self._borders, dtype=np.int64),
             self._places,
+            {name: np.frombuffer(values, dtype=np.float32) for name, values in self._extras.items()},
         )

@@ -24,6 +24,8 @@ class LanguageModel(Protocol):
 
     def logps(self, batch: Batch) -> Tensor: ...
 
+    def class_logits(self, batch: Batch) -> Tensor: ...
+
 
 @dataclass(frozen=True)
 class LossSum:
@@ -42,8 +44,12 @@ class Objective(Component):
     summary: ClassVar[str]
     paper: ClassVar[str] = ""
     zh: ClassVar[dict[str, str]] = {}
-    data_form: ClassVar[Literal["text", "conversation"]] = "conversation"
-    """What rows are turned into: raw text trained throughout, or conversations with supervised spans."""
+    data_form: ClassVar[Literal["text", "conversation", "labelled"]] = "conversation"
+    """What rows are turned into: raw text trained throughout, conversations with supervised spans, or texts with a
+    class."""
+
+    is_plain_nll: ClassVar[bool] = False
+    """The loss is `model.nll_sum(batch)` itself, so the engine can say beforehand what it will be multiplied by."""
 
     def count(self, batch: Batch) -> float:
         """Return what the batch adds to the step's divisor; known before the forward pass."""

@@ -19,6 +19,7 @@ class Sft(Objective):
     summary: ClassVar[str] = "Learn to answer as the assistant does in the data."
     paper: ClassVar[str] = "Wei et al. 2021, Finetuned Language Models Are Zero-Shot Learners, arXiv:2109.01652"
     zh: ClassVar[dict[str, str]] = {"title": "监督微调", "summary": "学习像数据中的助手那样回答。"}
+    is_plain_nll: ClassVar[bool] = True
 
     def loss(self, model: LanguageModel, batch: Batch) -> LossSum:
         return LossSum(model.nll_sum(batch))
