@@ -212,7 +212,7 @@ def test_merged_it_is_a_plain_model_that_any_tool_opens(journey: Journey, tmp_pa
     module = _fresh(journey)
     journey.method.load(module, journey.saved)
     module.eval()
-    if journey.method.unmergeable:
+    if journey.method.why_unmergeable(module):
         with pytest.raises(RunError, match="merge"):
             journey.method.merge(module)
         return

@@ -153,15 +153,20 @@ class Method(Component):
         """Read what `save` wrote into a model that `apply` has prepared."""
         self.load_state_dict(model, read_tensors(folder / TENSORS))
 
+    def why_unmergeable(self, model: PreTrainedModel) -> str:
+        """Return why this very model cannot be merged; empty where `merge` makes a plain one."""
+        return self.unmergeable
+
     def merge(self, model: PreTrainedModel) -> PreTrainedModel:
         """Return a plain model with the same logits; by default the trained tensors already stand in their places.
 
         Raises:
             RunError: there is no such model.
         """
-        if self.unmergeable:
+        reason = self.why_unmergeable(model)
+        if reason:
             remedy = "use it with Luthier (luthier chat, luthier eval), or as an adapter where PEFT knows the method"
-            raise RunError(Problem(f"This method cannot be merged: {self.unmergeable}.", self.title, remedy))
+            raise RunError(Problem(f"This method cannot be merged: {reason}.", self.title, remedy))
         return model
 
     def init_state(self, model: PreTrainedModel, total_steps: int, steps_per_epoch: int) -> dict[str, Tensor]:
