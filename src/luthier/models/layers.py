@@ -63,6 +63,8 @@ def layer_groups(model: PreTrainedModel) -> LayerGroups:
     is_tied = output is not None and output.weight is source.weight
     # named_parameters lists a shared tensor once, under the embedding's name; a head's bias stays its own.
     head = [names[id(p)] for p in output.parameters() if p is not source.weight] if output is not None else []
+    if output is None:  # a classifier: its head is what stands beside the backbone
+        head = [n for n, _ in model.named_parameters() if not n.startswith(f"{model.base_model_prefix}.")]
     taken = in_blocks | set(embeddings) | set(head)
     final = [n for n, _ in model.named_parameters() if n not in taken]
     return LayerGroups(embeddings, blocks, final, head, norms, is_tied)
