@@ -91,14 +91,24 @@ def test_log_probabilities_and_their_gradients_equal_plain_cross_entropy(kind: s
 
 @pytest.mark.usefixtures("_chunk_rows")
 @pytest.mark.parametrize("kind", HEADS)
-def test_a_gradient_added_by_the_loss_itself_is_the_same_and_keeps_what_was_there(kind: str) -> None:
+@pytest.mark.parametrize("upstream", [None, 0.5])
+def test_a_gradient_added_by_the_loss_itself_is_the_same_and_keeps_what_was_there(
+    kind: str, upstream: float | None
+) -> None:
     hidden, head, targets, weights = _problem(kind)
     reference, doubles = _reference(hidden, head, targets)
-    own = replace(head, adds_to_grad=True)
+    own = replace(head, adds_to_grad=True, upstream=upstream)
     for _ in range(2):  # the first finds no gradient, the second adds to one, as micro-batches do
         (0.5 * nll_sum(hidden, own, targets, weights)).backward()
     (reference * weights).sum().backward()
     _assert_gradients(_leaves(hidden, head), doubles)
+
+
+def test_a_gradient_made_for_another_factor_than_the_one_announced_is_an_error() -> None:
+    hidden, head, targets, weights = _problem("plain")
+    own = replace(head, adds_to_grad=True, upstream=0.5)
+    with pytest.raises(AssertionError, match="another factor"):
+        nll_sum(hidden, own, targets, weights).backward()
 
 
 @pytest.mark.parametrize("trained", ["hidden", "weight", "bias", "none"])

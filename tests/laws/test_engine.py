@@ -187,6 +187,8 @@ class _FailInBackward(torch.autograd.Function):
 class Cramped:
     """An objective for which memory ends at `most` sequences; short ones still fit, so that a step fails half-way."""
 
+    is_plain_nll = False
+
     most: int
     error: BaseException
     at_backward: bool = False
@@ -242,6 +244,8 @@ def test_any_other_error_is_not_taken_for_lack_of_memory(start: Start) -> None:
 @dataclass
 class Spoilt:
     """An objective that multiplies the loss."""
+
+    is_plain_nll = False
 
     factor: float
 
@@ -399,6 +403,8 @@ def test_reference_is_the_initial_model_and_what_was_trained_comes_back(kind: st
 
 def test_the_objective_of_the_engine_may_log_sums_of_its_own(start: Start) -> None:
     class Telling:
+
+        is_plain_nll = False
         def count(self, batch: Batch) -> float:
             return Sft().count(batch)
 

@@ -37,6 +37,8 @@ class Head:
         project: the model's own h·Wᵀ + b, (C, H) → (C, V), for heads that are no plain matrix; None otherwise.
         adds_to_grad: the loss adds the weight's gradient to `weight.grad` itself. Autograd would hold a second matrix
             of that size while it waits for the gradient of tied embeddings. Only where no hook watches the weight.
+        upstream: what `nll_sum` will be multiplied by before it is differentiated, where that is known. With
+            `adds_to_grad` the weight's gradient then goes straight to its place, and no second matrix ever exists.
     """
 
     weight_VH: Tensor
@@ -45,6 +47,7 @@ class Head:
     softcap: float | None = None
     project: Callable[[Tensor], Tensor] | None = None
     adds_to_grad: bool = False
+    upstream: float | None = None
 
     def logits(self, hidden_CH: Tensor) -> Tensor:
         """Return float32 logits (C, V); differentiable. For sampling and for heads with a projection of their own."""
@@ -155,8 +158,10 @@ class _NllSum(torch.autograd.Function):
         dtype = _compute_dtype(hidden_MH)
         work_VH = weight_VH.to(dtype)
         total = torch.zeros((), dtype=torch.float64, device=hidden_MH.device)
+        is_direct = need_weight and head.adds_to_grad and head.upstream is not None
+        ctx.scale = head.upstream if is_direct else 1.0
         grad_hidden = torch.empty_like(hidden_MH) if need_hidden else None
-        grad_weight = torch.zeros_like(weight_VH) if need_weight else None
+        grad_weight = _grad_of(weight_VH) if is_direct else torch.zeros_like(weight_VH) if need_weight else None
         grad_bias = torch.zeros_like(bias_V) if need_bias else None
         for rows in _chunks(len(targets_M), weight_VH.shape[0]):
             hidden_CH, targets_C, weights_C = hidden_MH[rows].to(dtype), targets_M[rows], weights_M[rows]
@@ -165,7 +170,7 @@ class _NllSum(torch.autograd.Function):
             total += (nll_C * weights_C).sum(dtype=torch.float64)
             if not (need_hidden or need_weight or need_bias):
                 continue
-            grad_CV = _weighted_gradient(exp_CV, sum_C, targets_C, weights_C)
+            grad_CV = _weighted_gradient(exp_CV, sum_C, targets_C, weights_C * ctx.scale)
             grad_CV = _unshape_gradient(grad_CV, tanh_CV, head)
             if grad_bias is not None:
                 grad_bias += grad_CV.sum(0)
@@ -174,7 +179,8 @@ class _NllSum(torch.autograd.Function):
                 grad_hidden[rows] = product(grad_CV, work_VH.t()).to(grad_hidden.dtype)
             if grad_weight is not None:
                 _accumulate_product(grad_weight, grad_CV, hidden_CH)
-        ctx.grads = (grad_hidden, grad_weight, grad_bias)
+        ctx.is_direct = is_direct
+        ctx.grads = (grad_hidden, None if is_direct else grad_weight, grad_bias)
         ctx.leaf = weight_VH if head.adds_to_grad and grad_weight is not None else None
         return total.float()
 
@@ -182,7 +188,10 @@ class _NllSum(torch.autograd.Function):
     def backward(ctx, upstream):  # type: ignore[override]
         if ctx.grads is None:
             raise RuntimeError("nll_sum can be differentiated only once; use logps where a second pass is needed")
-        grad_hidden, grad_weight, grad_bias = (g if g is None else g.mul_(upstream) for g in ctx.grads)
+        factor = upstream / ctx.scale
+        if ctx.is_direct and factor.device.type == "cpu":  # elsewhere the look would cost a synchronisation
+            assert abs(float(factor) - 1.0) < 1e-4, "the weight's gradient was made for another factor"
+        grad_hidden, grad_weight, grad_bias = (g if g is None else g.mul_(factor) for g in ctx.grads)
         ctx.grads = None  # freed at once: the head's gradient can be the largest tensor of the step
         if ctx.leaf is not None and grad_weight is not None:
             add_to_grad(ctx.leaf, grad_weight)
@@ -246,6 +255,13 @@ def add_to_grad(parameter: Tensor, grad: Tensor) -> None:
         parameter.grad = grad
     else:
         parameter.grad.add_(grad)
+
+
+def _grad_of(parameter: Tensor) -> Tensor:
+    """Return `parameter.grad`, made of zeros where there is none yet."""
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
+    return parameter.grad
 
 
 def _accumulate_product(grad_VH: Tensor, grad_CV: Tensor, hidden_CH: Tensor) -> None:

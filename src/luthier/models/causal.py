@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -42,6 +42,8 @@ class CausalModel:
         plain_head: the head is softcap(scale·(h·Wᵀ+b)); otherwise the model's own projection is used.
         notes: what the user is told about the model (fallbacks, retied heads, …).
         autocast: compute dtype for autocast, or None.
+        fingerprint: of the base model's weights.
+        upstream: what the next loss is multiplied by before it is differentiated, where the engine knows it.
     """
 
     module: PreTrainedModel
@@ -53,6 +55,7 @@ class CausalModel:
     notes: list[str] = field(default_factory=list)
     autocast: torch.dtype | None = None
     fingerprint: str = ""
+    upstream: float | None = None
 
     @property
     def device(self) -> torch.device:
@@ -76,7 +79,7 @@ class CausalModel:
 
     @property
     def head(self) -> Head:
-        return find_head(self.module, self.plain_head)
+        return replace(find_head(self.module, self.plain_head), upstream=self.upstream)
 
     def collate(self, examples: list[Example]) -> Batch:
         """Make a batch the way this model can take it."""

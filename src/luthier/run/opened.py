@@ -62,9 +62,10 @@ def load_for(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None = None) -
     Raises:
         ModelError: anything about the folder or the weights that a user has to mend.
     """
+    from luthier.core.threads import set_threads
     from luthier.models.load import load_model
 
-    return load_model(
+    model = load_model(
         recipe.model.path,
         base=recipe.base,
         revision=recipe.model.revision,
@@ -76,6 +77,8 @@ def load_for(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None = None) -
         base_bits=recipe.method.base_bits,
         tokenizer=tokenizer,
     )
+    set_threads(model.module)
+    return model
 
 
 def with_chosen_method(recipe: Recipe, file: Path) -> Recipe:
@@ -118,9 +121,12 @@ def open_target(target: str) -> tuple[CausalModel, Recipe | None]:
     if is_run(target):
         opened = open_run(Path(target))
         return opened.model, opened.recipe
+    from luthier.core.threads import set_threads
     from luthier.models.load import load_model
 
-    return load_model(target), None
+    model = load_model(target)
+    set_threads(model.module)
+    return model, None
 
 
 def is_run(target: str) -> bool:

@@ -180,10 +180,19 @@ def _assemble(recipe: Recipe, folder: StageDir, screen: Screen, data: StageData,
     screen.fact("method", f"{recipe.method.title}: {moved:,} of {whole:,} parameters are trained ({moved / whole:.2%})")
     dtype = "bfloat16" if model.autocast is not None else "float32"
     how = "packed without padding" if model.packs else "padded"
-    screen.fact("computing", f"{dtype} on {model.device.type}, sequences {how}, {total:,} steps of {recipe.batch_size}")
+    where = _place(model.device.type)
+    screen.fact("computing", f"{dtype} on {where}, sequences {how}, {total:,} steps of {recipe.batch_size}")
     for note in model.notes:
         screen.note(note)
     return StageRun(recipe, folder, screen, data, model, engine, stream)
+
+
+def _place(device: str) -> str:
+    """Return where a model computes; small models leave processor cores to others."""
+    import torch
+
+    threads = torch.get_num_threads()
+    return f"{device} ({threads} thread{'s' if threads > 1 else ''})" if device == "cpu" else device
 
 
 def _cut(recipe: Recipe, model: CausalModel) -> Cut:

@@ -188,7 +188,9 @@ class Engine:
         metrics: dict[str, Tensor] = {}
         for index, batch in enumerate(batches):
             torch.manual_seed(zlib.crc32(f"{self.settings.seed}/{self.step}/{index}".encode()))
+            self.model.upstream = 1.0 / count if self.objective.is_plain_nll else None
             result = self.objective.loss(self.model, batch)
+            self.model.upstream = None
             total = result.total
             penalty = self.method.penalty(self.model.module, batch)
             if penalty is not None:

@@ -58,9 +58,7 @@ def auto_cut(config: PreTrainedConfig, device: str) -> Cut:
     inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * hidden
     layers = getattr(config, "num_hidden_layers", 24)
     per_token = 4 * layers * (7 * hidden + 3 * inner)
-    # A second pass in a step holds a second gradient of the head: with a large vocabulary that outweighs activations.
-    head = 4 * hidden * getattr(config, "vocab_size", 0)
-    budget = max(AUTO_BYTES.get(device, AUTO_BYTES["cpu"]), head)
+    budget = AUTO_BYTES.get(device, AUTO_BYTES["cpu"])
     return Cut(None, min(max(budget // per_token, 512), 16384))
 
 
