@@ -60,12 +60,11 @@ def put(block: Block, place: Place, update: nn.Module) -> list[str]:
         sublayer.end.register_forward_hook(_Beside(update), with_kwargs=True)
     else:
         sublayer.adder.register_forward_pre_hook(_IntoResidual(update, sublayer.adder_starts))
-    return adopt(block, place, update)
+    return adopt(block, f"adapter_{place}", update)
 
 
-def adopt(block: Block, place: str, update: nn.Module) -> list[str]:
+def adopt(block: Block, name: str, update: nn.Module) -> list[str]:
     """Make a module the block's child, on its device, and return its parameters' full names."""
-    name = f"adapter_{place}"
     update.to(next(block.module.parameters()).device)
     block.module.add_module(name, update)
     return [f"{block.name}.{name}.{n}" for n, _ in update.named_parameters()]
