@@ -10,6 +10,8 @@ Shape legend: N tokens, I inputs, O outputs, R rank.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from peft.tuners.lora import Linear as PeftLinear
 from torch import Tensor, nn
@@ -24,10 +26,9 @@ class FusedLoraLinear(PeftLinear):
         name = self._fusable_adapter(x, args, kwargs)
         if name is None:
             return super().forward(x, *args, **kwargs)
-        base = self.get_base_layer()
-        return _FusedLora.apply(
-            x, base.weight, base.bias, self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name]
-        )
+        base = cast("nn.Linear", self.get_base_layer())
+        a, b = factors(self, name)
+        return fused_lora(x, base.weight, base.bias, a.weight, b.weight, self.scaling[name])
 
     def _fusable_adapter(self, x: Tensor, args: tuple[object, ...], kwargs: dict[str, object]) -> str | None:
         """Return the one active adapter if fusing is exact: float32, no dropout, nothing merged, a frozen plain base."""
@@ -45,6 +46,16 @@ class FusedLoraLinear(PeftLinear):
         if drops or not exact or not is_plain or torch.is_autocast_enabled(x.device.type):
             return None
         return name
+
+
+def factors(layer: PeftLinear, name: str) -> tuple[nn.Linear, nn.Linear]:
+    """Return A and B of one adapter of a layer."""
+    return cast("nn.Linear", layer.lora_A[name]), cast("nn.Linear", layer.lora_B[name])
+
+
+def fused_lora(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None, a_RI: Tensor, b_OR: Tensor, scale: float) -> Tensor:
+    """Return x·(W + scale·B·A)ᵀ + bias for a frozen W; all float32."""
+    return _FusedLora.apply(x, weight_OI, bias_O, a_RI, b_OR, scale)
 
 
 class _FusedLora(torch.autograd.Function):

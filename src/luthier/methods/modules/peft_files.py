@@ -15,10 +15,13 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor, nn
 
+from luthier.core.errors import ModelError, Problem
 from luthier.methods.base import head_parameters, read_tensors, trainable
 
 if TYPE_CHECKING:
-    from peft import PeftConfig
+    from collections.abc import Sequence
+
+    from peft import LoraConfig, PeftConfig
     from transformers import PreTrainedModel
 
 ADAPTER = "default"
@@ -38,6 +41,42 @@ def inject(model: PreTrainedModel, config: PeftConfig) -> None:
 def task_type(model: nn.Module) -> str:
     """Return PEFT's word for what the model does."""
     return "SEQ_CLS" if head_parameters(model) else "CAUSAL_LM"
+
+
+def train_modules(model: nn.Module, names: list[str]) -> None:
+    """Train whole modules in place; in the files they stand as PEFT's `modules_to_save`."""
+    for name in names:
+        for parameter in model.get_submodule(name).parameters():
+            parameter.requires_grad_(True)
+    to_float32(model)
+
+
+def trained_modules(model: nn.Module) -> list[str]:
+    """Return the modules that are trained in place, a classifier's head among them, as `modules_to_save` names them."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    adapted = tuple(f"{n}." for n, m in model.named_modules() if isinstance(m, BaseTunerLayer))
+    plain = [n.rpartition(".")[0] for n in trainable(model) if not n.startswith(adapted)]
+    heads = head_modules(model)
+    return [*heads, *sorted({n for n in plain if n.partition(".")[0] not in heads})]
+
+
+def embedding_rows(model: PreTrainedModel, tokens: Sequence[str | int]) -> dict[str, list[int]] | None:
+    """Return PEFT's `trainable_token_indices` for some rows of the token embedding.
+
+    Raises:
+        ModelError: a token is still a text (`choose` looks it up), or there is no such row.
+    """
+    if not tokens:
+        return None
+    embedding = model.get_input_embeddings()
+    rows = int(embedding.weight.shape[0])  # type: ignore[index]
+    outside = [t for t in tokens if not isinstance(t, int) or not 0 <= t < rows]
+    if outside:
+        what = f"The embedding has rows 0 to {rows - 1}, none for {outside[0]!r}."
+        raise ModelError(Problem(what, "method.new_tokens", "give ids of rows that exist"))
+    name = next(n for n, m in model.named_modules() if m is embedding)
+    return {name: sorted({t for t in tokens if isinstance(t, int)})}
 
 
 def head_modules(model: nn.Module) -> list[str]:
@@ -64,7 +103,7 @@ def own_names(model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]
 
 
 def write_adapter(
-    folder: Path, config: PeftConfig, tensors: dict[str, Tensor], base: str, heads: list[str] | None = None
+    folder: Path, config: PeftConfig, tensors: dict[str, Tensor], base: str, modules: Sequence[str] = ()
 ) -> None:
     """Write the two files of an adapter.
 
@@ -72,16 +111,15 @@ def write_adapter(
         config: as it was injected; it is not changed.
         tensors: under the names of PEFT's file.
         base: what the adapter opens on.
-        heads: modules of a classifier's head (`head_modules`), which PEFT then takes from the file.
+        modules: what is trained in place (`trained_modules`), which PEFT then takes from the file.
     """
     from safetensors.torch import save_file
 
     written = copy.copy(config)
     written.base_model_name_or_path = base
     written.inference_mode = True
-    if heads:
-        kept = list(getattr(written, "modules_to_save", None) or [])
-        written.modules_to_save = [*kept, *(h for h in heads if h not in kept)]  # type: ignore[attr-defined]
+    if modules:
+        written.modules_to_save = list(modules)  # type: ignore[attr-defined]
     written.save_pretrained(str(folder))
     contiguous = {n: t.detach().contiguous().cpu() for n, t in tensors.items()}
     save_file(contiguous, folder / WEIGHTS, metadata={"format": "pt"})
@@ -89,8 +127,12 @@ def write_adapter(
 
 def save_adapter(model: PreTrainedModel, folder: Path, base: str) -> None:
     """Write the model's injected adapter and its head as PEFT opens them."""
-    config = cast("PeftConfig", model.peft_config[ADAPTER])
-    write_adapter(folder, config, adapter_tensors(model), base, head_modules(model))
+    write_adapter(folder, injected_config(model), adapter_tensors(model), base, trained_modules(model))
+
+
+def injected_config(model: PreTrainedModel) -> LoraConfig:
+    """Return the config whose layers stand in the model."""
+    return cast("LoraConfig", model.peft_config[ADAPTER])
 
 
 def read_adapter(folder: Path) -> dict[str, Tensor]:
