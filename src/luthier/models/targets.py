@@ -56,9 +56,15 @@ def matrix_shape(module: nn.Module) -> tuple[int, int]:
 
 
 def linear_roles(model: PreTrainedModel) -> dict[str, str]:
-    """Return the role of every linear module in the backbone, by full name; the output head is not among them."""
+    """Return the role of every linear module in the backbone, by full name; no head is among them.
+
+    A classifier's head stands beside the backbone; it is new, so methods train it in full.
+    """
     head = model.get_output_embeddings()
-    return {n: _role(n) for n, m in model.named_modules() if is_linear(m) and m is not head}
+    linear = [n for n, m in model.named_modules() if is_linear(m) and m is not head]
+    if "ForSequenceClassification" in type(model).__name__:
+        linear = [n for n in linear if n.startswith(f"{model.base_model_prefix}.")]
+    return {n: _role(n) for n in linear}
 
 
 def _role(name: str) -> str:
