@@ -74,6 +74,11 @@ class Method(Component):
         """Bits of a quantised frozen base; None keeps ordinary weights."""
         return None
 
+    @property
+    def reserved_positions(self) -> int:
+        """Places of the model's context that the method itself fills, before every sequence."""
+        return 0
+
     def choose(self, probe: Probe) -> Self:
         """Return the method with everything decided that depends on data or tokenizer; called once, before `apply`.
 

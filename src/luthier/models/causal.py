@@ -22,6 +22,7 @@ from luthier.core.batch import Batch, Example, collate
 from luthier.core.logps import Head, logps, nll_sum
 from luthier.models import attention
 from luthier.models.leaner import is_unwatched, make_leaner
+from luthier.models.virtual_tokens import virtual_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -73,9 +74,11 @@ class CausalModel:
 
     @property
     def context_length(self) -> int | None:
-        """Longest sequence the model was built for, or None where its config does not say."""
+        """Longest sequence the model has room for, or None where its config does not say."""
         config = self.module.config.get_text_config()
-        return getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+        positions = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+        virtual = virtual_tokens(self.module)
+        return positions if positions is None or virtual is None else positions - virtual.size
 
     @property
     def head(self) -> Head:

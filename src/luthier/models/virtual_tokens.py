@@ -11,23 +11,22 @@ Shape legend: B rows, T positions, S sequences, P virtual tokens, H hidden size,
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from luthier.core.errors import ModelError, Problem
+from luthier.core.errors import ModelError
 from luthier.models import attention
+from luthier.models.room import no_room, unseen, without_prefixes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
     from transformers.utils import ModelOutput
 
 NAME = "virtual_tokens"
-_BY_POSITION = {"full_attention", "sliding_attention"}
-"""Kinds of layers in which every token attends by key and place."""
 
 
 class VirtualTokens(nn.Module):
@@ -108,30 +107,6 @@ def add_prefix(model: PreTrainedModel, encoder: nn.Module, size: int) -> None:
         _require_every_layer(model, backbone)
 
 
-def without_prefixes(config: Mapping[str, object]) -> Problem | None:
-    """Return why a model can have no keys and values before those of its tokens, as far as its config says it."""
-    kinds = config.get("layer_types")
-    others = sorted(set(kinds) - _BY_POSITION) if isinstance(kinds, Sequence) else []
-    if others:
-        return _unseen(f"it has layers of the kind {others[0]}")
-    if config.get("model_type") == "bloom":
-        return _unseen("its attention is of its own kind")
-    if config.get("model_type") == "gpt_oss":
-        return _unseen("its attention has sinks")
-    return None
-
-
-def no_room(size: int, context: int | None) -> Problem | None:
-    """Return what is wrong with so many virtual tokens in so long a context, if anything is."""
-    if context is None or size < context:
-        return None
-    return Problem(
-        f"{size} virtual tokens leave no room in a context of {context} positions.",
-        where="method.tokens",
-        remedy=f"choose fewer than {context}; 5 to 100 are usual",
-    )
-
-
 def _add(model: PreTrainedModel, encoder: nn.Module, size: int) -> PreTrainedModel:
     text = model.config.get_text_config()
     problem = no_room(size, getattr(text, "max_position_embeddings", None))
@@ -165,20 +140,12 @@ def _require_every_layer(model: PreTrainedModel, backbone: nn.Module) -> None:
         with torch.no_grad():
             backbone(input_ids=torch.zeros(1, 2, dtype=torch.long, device=model.device))
     except (NotImplementedError, TypeError) as error:
-        raise ModelError(_unseen(str(error))) from error
+        raise ModelError(unseen(str(error))) from error
     finally:
         hook.remove()
         model.train(was_training)
     if seen != wanted:
-        raise ModelError(_unseen(f"{len(wanted - seen)} of its {len(wanted)} layers ask for none"))
-
-
-def _unseen(reason: str) -> Problem:
-    return Problem(
-        f"This architecture cannot be given trained keys and values ({reason}).",
-        where="method",
-        remedy="use a soft prompt (prompt or p_tuning), or LoRA",
-    )
+        raise ModelError(unseen(f"{len(wanted - seen)} of its {len(wanted)} layers ask for none"))
 
 
 # ---------------------------------------------------------------------- hooks of the backbone

@@ -121,9 +121,12 @@ def misfits(recipe: Recipe, model: ModelFacts, data: Records | None) -> list[Pro
     known = set(recipe.component_problems())
     problems = [p for p in recipe.component_problems(model.config) if p not in known]
     context = model.context_length
-    if recipe.max_length is not None and context is not None and recipe.max_length > context:
+    room = None if context is None else context - recipe.method.reserved_positions
+    if recipe.max_length is not None and room is not None and recipe.max_length > room:
         what = f"max_length is {recipe.max_length}, but the model was built for {context} positions."
-        problems.append(Problem(what, recipe.place("max_length"), f"set max_length to {context} or less"))
+        if room != context:
+            what = what[:-1] + f", and the method fills {recipe.method.reserved_positions} of them itself."
+        problems.append(Problem(what, recipe.place("max_length"), f"set max_length to {room} or less"))
     talk = next((r for r in data.records if isinstance(r, Conversation)), None) if data is not None else None
     is_without = not model.has_template and recipe.model.chat_template is None
     if talk is not None and is_without and recipe.objective.data_form == "conversation":
@@ -135,7 +138,9 @@ def misfits(recipe: Recipe, model: ModelFacts, data: Records | None) -> list[Pro
 
 def longest_sequence(recipe: Recipe, model: ModelFacts) -> int:
     """Return the longest sequence in tokens: as the recipe says, else what the model can take, within reason."""
-    return recipe.max_length or min(model.context_length or DEFAULT_MAX_LENGTH, DEFAULT_MAX_LENGTH)
+    if recipe.max_length or model.context_length is None:
+        return recipe.max_length or DEFAULT_MAX_LENGTH
+    return min(max(model.context_length - recipe.method.reserved_positions, 1), DEFAULT_MAX_LENGTH)
 
 
 def _data_form(draft: Draft, recipe: Recipe | None) -> DataForm:
