@@ -160,12 +160,13 @@ def missing_blocks(depth: int, blocks: tuple[int, ...], drop_first: int) -> list
 
 
 def norms_of(model: PreTrainedModel, chosen: list[int]) -> list[str]:
-    """Return the normalisation parameters inside the chosen blocks and behind the last block."""
+    """Return the normalisation parameters inside the chosen blocks and behind the last block; not a head's own."""
     prefix, stack = _block_stack(model)
     everything = [n for n, _ in model.named_parameters()]
     last = max(i for i, n in enumerate(everything) if n.startswith(f"{prefix}.{len(stack) - 1}."))
     wanted = tuple(f"{prefix}.{i}." for i in chosen)
-    behind = set(everything[last + 1 :])
+    backbone = {id(p) for p in model.base_model.parameters()}
+    behind = {n for n in everything[last + 1 :] if id(model.get_parameter(n)) in backbone}
     return [n for n in layer_groups(model).norms if n in behind or n.startswith(wanted)]
 
 

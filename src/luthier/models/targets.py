@@ -24,7 +24,7 @@ _ROLE_OF_NAME = {
     "v": ("v_proj", "value", "wv", "v_lin", "value_proj"),
     "qkv": ("c_attn", "query_key_value", "Wqkv", "qkv_proj", "in_proj", "wqkv"),
     "o": ("o_proj", "out_proj", "wo", "out_lin"),
-    "gate": ("gate_proj", "w1", "gate_up_proj"),
+    "gate": ("gate_proj", "w1", "gate_up_proj", "Wi"),
     "up": ("up_proj", "w3", "c_fc", "dense_h_to_4h", "fc1", "fc_in", "lin1"),
     "down": ("down_proj", "w2", "dense_4h_to_h", "fc2", "fc_out", "lin2"),
 }
@@ -72,7 +72,7 @@ def _role(name: str) -> str:
     for role, names in _ROLE_OF_NAME.items():
         if last in names:
             return role
-    if last in ("c_proj", "dense"):  # GPT-2 and GPT-NeoX, BERT: the same word in several places
+    if last in ("c_proj", "dense", "Wo"):  # GPT-2, GPT-NeoX, BERT, ModernBERT: the same word in several places
         if _ATTENTION_PATH.search(name):
             return "o"
         if name.endswith("intermediate.dense"):
