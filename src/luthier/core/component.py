@@ -11,11 +11,12 @@ Component files import torch inside functions only: reading a recipe, `--help` a
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import ClassVar
+from pathlib import Path
+from typing import ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict
 
@@ -53,6 +54,10 @@ class Component(BaseModel):
             if taken is not None and taken.__qualname__ != cls.__qualname__:
                 raise TypeError(f"{cls.family} kind {kind.default!r} is already taken by {taken.__module__}")
             _TABLE[cls.family][kind.default] = cls
+
+    def located(self, find: Callable[[str], Path]) -> Self:
+        """Return the component with absolute paths; `find` looks one up as the paths of a recipe are looked up."""
+        return self
 
     def problems(self, facts: StageFacts) -> list[Problem]:
         """Return what forbids this component in that stage: the component with the constraint is who says so."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, Self
 
 from luthier.core.component import Component
 from luthier.core.errors import ModelError, Problem, RunError
+from luthier.models.heads import head_parameters
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -64,10 +65,19 @@ class Method(Component):
     """Fields that the card's example recipe shows, for methods that mean nothing without a choice."""
     freezes_most: ClassVar[bool] = True
     """Nearly all weights stay frozen, so they may be kept in 16 bits."""
+    in_place: ClassVar[bool] = False
+    """Trains tensors of the model where they stand, and puts no module into it."""
     differs_at_start: ClassVar[str] = ""
     """Why the model is not exactly the base before the first step; empty where it is."""
+    sums_in_another_order: ClassVar[bool] = False
+    """The model computes what the base computes before the first step up to rounding, not bit for bit."""
     unmergeable: ClassVar[str] = ""
     """Why no plain model of the base's architecture computes the same; empty where `merge` makes one."""
+
+    @property
+    def kind_name(self) -> str:
+        """The word by which a recipe names the method."""
+        return str(type(self).model_fields["kind"].default)
 
     @property
     def base_bits(self) -> Literal[4, 8] | None:
@@ -78,6 +88,11 @@ class Method(Component):
     def reserved_positions(self) -> int:
         """Places of the model's context that the method itself fills, before every sequence."""
         return 0
+
+    @property
+    def changes_architecture(self) -> bool:
+        """Whether the model becomes one of another class, with another config and other tensors."""
+        return False
 
     def choose(self, probe: Probe) -> Self:
         """Return the method with everything decided that depends on data or tokenizer; called once, before `apply`.
@@ -213,22 +228,15 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
         ) from error
 
 
-def head_parameters(model: nn.Module) -> list[str]:
-    """Return the parameters of a classifier's new head; empty for a language model."""
-    prefix = getattr(model, "base_model_prefix", "")
-    if "ForSequenceClassification" not in type(model).__name__:
-        return []
-    return [n for n, _ in model.named_parameters() if not n.startswith(f"{prefix}.")]
-
-
 def trainable(model: nn.Module) -> dict[str, torch.nn.Parameter]:
     """Return the trainable parameters by full name."""
     return {n: p for n, p in model.named_parameters() if p.requires_grad}
 
 
 def sizes(model: nn.Module) -> dict[str, int]:
-    """Return the number of elements of every parameter, by name; a shared one counts once."""
-    return {n: p.numel() for n, p in model.named_parameters()}
+    """Return the number of elements of every parameter, by name; a shared one counts once, a classifier's head as 0."""
+    head = set(head_parameters(model))
+    return {n: 0 if n in head else p.numel() for n, p in model.named_parameters()}
 
 
 def train_only(model: nn.Module, names: list[str]) -> None:

@@ -9,6 +9,7 @@ from luthier.core.errors import Problem, RunError
 from luthier.methods.base import Method, sizes, train_only
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
 
@@ -42,6 +43,7 @@ class Full(Method):
         "when_not": "样本少（容易过拟合和遗忘）、需要部署多个变体（每个都是完整模型）、显存不足时。",
     }
     default_learning_rate: ClassVar[float] = 2e-5
+    in_place: ClassVar[bool] = True
     freezes_most: ClassVar[bool] = False
 
     def apply(self, model: PreTrainedModel) -> None:
@@ -55,18 +57,25 @@ class Full(Method):
         model.save_pretrained(folder)
 
     def load(self, model: PreTrainedModel, folder: Path) -> None:
-        """Read a complete folder through transformers, which undoes what it renamed and split when it wrote it."""
-        import torch
-        from safetensors import SafetensorError
+        self.load_state_dict(model, read_whole_model(model, folder))
 
-        if not any(folder.glob("model*.safetensors")):
-            remedy = "the folder was saved by another method, or a part of it was deleted"
-            raise RunError(Problem("There is no model.safetensors.", where=str(folder), remedy=remedy))
-        try:
-            saved, info = type(model).from_pretrained(folder, dtype=torch.float32, output_loading_info=True)  # type: ignore[misc]
-        except (SafetensorError, OSError, RuntimeError) as error:  # damaged, unreadable, misshapen
-            remedy = "use another copy"
-            raise RunError(Problem(f"The model cannot be read ({error}).", where=str(folder), remedy=remedy)) from error
-        # What the file lacks, transformers has filled with random numbers.
-        tensors = {n: p.detach() for n, p in saved.named_parameters() if n not in info["missing_keys"]}
-        self.load_state_dict(model, tensors)
+
+def read_whole_model(model: PreTrainedModel, folder: Path) -> dict[str, Tensor]:
+    """Return a complete folder's tensors, read by transformers, which undoes what it renamed and split to write it.
+
+    Raises:
+        RunError: the file is missing or damaged.
+    """
+    import torch
+    from safetensors import SafetensorError
+
+    if not any(folder.glob("model*.safetensors")):
+        remedy = "the folder was saved by another method, or a part of it was deleted"
+        raise RunError(Problem("There is no model.safetensors.", where=str(folder), remedy=remedy))
+    try:
+        saved, info = type(model).from_pretrained(folder, dtype=torch.float32, output_loading_info=True)  # type: ignore[misc]
+    except (SafetensorError, OSError, RuntimeError) as error:  # damaged, unreadable, misshapen
+        remedy = "use another copy"
+        raise RunError(Problem(f"The model cannot be read ({error}).", where=str(folder), remedy=remedy)) from error
+    # What the file lacks, transformers has filled with random numbers.
+    return {n: p.detach() for n, p in saved.named_parameters() if n not in info["missing_keys"]}

@@ -279,6 +279,7 @@ class Recipe(BaseModel):
         update: dict[str, object] = {
             "model": locate_part(self.model, draft, ("model",)),
             "data": locate_part(self.data, draft, ("data",)),
+            "method": self.method.located(lambda path: draft.locate(("method",), path)),
             "evaluate": tuple(
                 task.model_copy(update={"data": locate_part(task.data, draft, ("evaluate", index, "data"))})
                 for index, task in enumerate(self.evaluate)
