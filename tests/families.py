@@ -15,6 +15,9 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForPreTraining,
+    AutoModelForSequenceClassification,
+    BertConfig,
     BloomConfig,
     CohereConfig,
     Gemma2Config,
@@ -164,19 +167,48 @@ FAMILIES: dict[str, Family] = {
     ),
 }
 NAMES = [name for name in FAMILIES if name != "gpt2-dropout"]
+_BERT: dict[str, object] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": CONTEXT,
+    "pad_token_id": 0,
+}
+ENCODERS: dict[str, Family] = {
+    "bert": Family(
+        BertConfig,
+        {**_BERT, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
+        packs=False,
+        has_biases=True,
+    ),
+    "bert-dropout": Family(BertConfig, _BERT, packs=False, has_biases=True),
+}
+"""Models that attend to both sides: they classify, and write nothing."""
+CLASSES = ("bad", "fair", "good")
 
 
 def config(name: str, **changes: object) -> PreTrainedConfig:
     """Return the config of a family, with some sizes changed."""
-    family = FAMILIES[name]
+    family = (FAMILIES | ENCODERS)[name]
     return family.config(**{**family.sizes, **changes})
 
 
 def build(name: str, seed: int = 0, **changes: object) -> PreTrainedModel:
     """Return a family's model with weights large enough that every part of it matters."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config(name, **changes), dtype=torch.float32)
+    kind = AutoModelForPreTraining if name in ENCODERS else AutoModelForCausalLM
+    model = kind.from_config(config(name, **changes), dtype=torch.float32)
     return enlarge(model, seed)
+
+
+def build_classifier(name: str, seed: int = 0, **changes: object) -> PreTrainedModel:
+    """Return a family's model with a head for `CLASSES`."""
+    torch.manual_seed(seed)
+    names = dict(enumerate(CLASSES))
+    settings = config(name, id2label=names, label2id={n: i for i, n in names.items()}, **changes)
+    return enlarge(AutoModelForSequenceClassification.from_config(settings, dtype=torch.float32), seed)
 
 
 def enlarge(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
@@ -217,3 +249,17 @@ def examples(lengths: list[int], seed: int = 0, share: float = 0.7) -> list[Exam
         tokens = draw.integers(3, VOCABULARY, length).astype(np.int32)
         made.append(Example(tokens, weights.astype(np.float32), source=f"data.jsonl:{index + 1}"))
     return made
+
+
+def labelled_examples(lengths: list[int], seed: int = 0) -> list[Example]:
+    """Return random sequences with a class each."""
+    draw = np.random.default_rng(seed)
+    return [
+        Example(
+            draw.integers(3, VOCABULARY, length).astype(np.int32),
+            np.zeros(length, dtype=np.float32),
+            source=f"data.jsonl:{index + 1}",
+            extras={"label": float(draw.integers(len(CLASSES)))},
+        )
+        for index, length in enumerate(lengths)
+    ]

@@ -9,9 +9,7 @@ Shape legend: B rows, T positions, N = B·T, M supervised positions, S sequences
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,71 +20,25 @@ from luthier.core.batch import Batch, Example, collate
 from luthier.core.logps import Head, logps, nll_sum
 from luthier.models import attention
 from luthier.models.leaner import is_unwatched, make_leaner
-from luthier.models.virtual_tokens import virtual_tokens
+from luthier.models.loaded import PACKABLE_LAYERS, LoadedModel
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-PACKABLE_LAYERS = {"full_attention", "sliding_attention"}
+    from transformers import PreTrainedModel
 
 
 @dataclass
-class CausalModel:
-    """A model, its tokenizer, and what was found out about them.
+class CausalModel(LoadedModel):
+    """A model that writes text.
 
     Attributes:
-        module: the transformers model.
-        tokenizer: its tokenizer, chat template included.
-        name: what the user called it.
-        path: the folder it was loaded from.
-        packs: packed batches give the same result as padded ones (tried, not assumed).
         plain_head: the head is softcap(scale·(h·Wᵀ+b)); otherwise the model's own projection is used.
-        notes: what the user is told about the model (fallbacks, retied heads, …).
-        autocast: compute dtype for autocast, or None.
-        fingerprint: of the base model's weights.
-        upstream: what the next loss is multiplied by before it is differentiated, where the engine knows it.
     """
 
-    module: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    name: str
-    path: str
-    packs: bool = False
     plain_head: bool = True
-    notes: list[str] = field(default_factory=list)
-    autocast: torch.dtype | None = None
-    fingerprint: str = ""
-    upstream: float | None = None
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.module.parameters()).device
-
-    @property
-    def pad_id(self) -> int:
-        pad = self.tokenizer.pad_token_id
-        return pad if isinstance(pad, int) else 0
-
-    @property
-    def vocabulary_rows(self) -> int:
-        """Rows of the token embedding: the ids that the model can take."""
-        return int(self.module.get_input_embeddings().weight.shape[0])  # type: ignore[index]
-
-    @property
-    def context_length(self) -> int | None:
-        """Longest sequence the model has room for, or None where its config does not say."""
-        config = self.module.config.get_text_config()
-        positions = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
-        virtual = virtual_tokens(self.module)
-        return positions if positions is None or virtual is None else positions - virtual.size
 
     @property
     def head(self) -> Head:
         return replace(find_head(self.module, self.plain_head), upstream=self.upstream)
-
-    def collate(self, examples: list[Example]) -> Batch:
-        """Make a batch the way this model can take it."""
-        return collate(examples, self.device, packed=self.packs, pad_id=self.pad_id)
 
     def hidden(self, batch: Batch) -> Tensor:
         """Return the last hidden states (N, H)."""
@@ -113,26 +65,6 @@ class CausalModel:
         hidden_MH = self.hidden(batch).index_select(0, batch.select_M)
         with self.computing():
             return logps(hidden_MH, self.head, batch.targets_M)
-
-    @contextmanager
-    def computing(self) -> Iterator[None]:
-        """Run the body under the model's autocast dtype, if it has one."""
-        if self.autocast is None:
-            yield
-            return
-        with torch.autocast(self.device.type, dtype=self.autocast):
-            yield
-
-    @contextmanager
-    def evaluating(self) -> Iterator[None]:
-        """Run the body without gradients and without dropout."""
-        was_training = self.module.training
-        self.module.eval()
-        try:
-            with torch.no_grad():
-                yield
-        finally:
-            self.module.train(was_training)
 
 
 def find_head(module: PreTrainedModel, plain: bool = True) -> Head:

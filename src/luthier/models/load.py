@@ -1,17 +1,22 @@
-"""Load a causal language model from a folder, a hub id or `starter`, and find out what is wrong before training.
+"""Load a model from a folder, a hub id or `starter`, and find out what is wrong before training.
 
 Missing, superfluous and misshapen tensors are errors here: transformers fills gaps with random numbers and a warning.
+Only the head of a classifier may be new, and the head of what the folder was before may be left behind.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
 from luthier.core.errors import ModelError, Problem
 from luthier.models.causal import CausalModel, probe
+from luthier.models.classifier import Classifier, class_config, probe_classifier, settle_padding
 from luthier.models.files import inspect_model, local_folder
+from luthier.models.heads import head_modules, mark_new
+from luthier.models.loaded import LoadedModel
 
 if TYPE_CHECKING:
     import torch
@@ -33,11 +38,15 @@ def load_model(
     frozen_in_16_bits: bool = False,
     base_bits: Literal[4, 8] | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
-) -> CausalModel:
+    classes: Sequence[str] | None = None,
+) -> LoadedModel:
     """Load model and tokenizer (unless one is given), check every weight, and try the fast paths.
 
     Weights are float32, the compute dtype is set through autocast. With `frozen_in_16_bits` they are kept in the
     compute dtype, for methods that leave nearly all of them frozen (the few trained ones go back to float32).
+
+    Args:
+        classes: names of classes, to load the model as a classifier; a head that the folder lacks is drawn from `seed`.
 
     Raises:
         ModelError: anything about the folder or the weights that a user has to mend.
@@ -49,16 +58,25 @@ def load_model(
     compute = choose_dtype(dtype, device)
     tokenizer = tokenizer or load_tokenizer(where, revision, trust_remote_code)
     stored = compute if frozen_in_16_bits else torch.float32
+    notes: list[str] = []
+    config = load_config(where, revision, trust_remote_code)
+    if classes is not None:
+        config = class_config(config, classes, settle_padding(tokenizer))
+    torch.manual_seed(seed)
     if from_scratch:
-        module = _random_model(where, revision, trust_remote_code, seed)
+        module = _random_model(where, config, trust_remote_code, classes is not None)
     else:
-        module = _pretrained(where, revision, trust_remote_code, stored)
+        module, notes = _pretrained(where, config, revision, trust_remote_code, stored, classes is not None)
         _refuse_non_finite(module, where)
     _check_vocabulary(module, tokenizer, where)
     module.to(torch.device(device))  # type: ignore[arg-type]  # annotated for a class, where it is called on objects
-    model = CausalModel(module, tokenizer, name=name, path=where)
-    model.fingerprint = fingerprint(module)
-    probe(model)
+    model: LoadedModel
+    if classes is None:
+        model = CausalModel(module, tokenizer, name=name, path=where, fingerprint=fingerprint(module), notes=notes)
+        probe(model)
+    else:
+        model = Classifier(module, tokenizer, name=name, path=where, fingerprint=fingerprint(module), notes=notes)
+        probe_classifier(model)
     model.autocast = compute if compute is not torch.float32 else None
     return model
 
@@ -117,12 +135,21 @@ def load_config(where: str, revision: str | None = None, trust_remote_code: bool
         raise _load_error("config", where, error) from error
 
 
-def _pretrained(where: str, revision: str | None, trust_remote_code: bool, dtype: torch.dtype) -> PreTrainedModel:
-    from transformers import AutoModelForCausalLM
+def _pretrained(
+    where: str,
+    config: PreTrainedConfig,
+    revision: str | None,
+    trust_remote_code: bool,
+    dtype: torch.dtype,
+    classifies: bool,
+) -> tuple[PreTrainedModel, list[str]]:
+    """Return the model, and what the user is told about its head."""
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     try:
-        loaded: object = AutoModelForCausalLM.from_pretrained(
+        loaded: object = (AutoModelForSequenceClassification if classifies else AutoModelForCausalLM).from_pretrained(
             where,
+            config=config,
             revision=revision,
             dtype=dtype,
             trust_remote_code=trust_remote_code,
@@ -133,6 +160,7 @@ def _pretrained(where: str, revision: str | None, trust_remote_code: bool, dtype
         module, info = cast("tuple[PreTrainedModel, dict[str, list[str]]]", loaded)
     except Exception as error:  # as above: named and handed to the user
         raise _load_error("model", where, error) from error
+    notes = _settle_head(module, info) if classifies else []
     problems = [
         Problem(f"{what}: {_some(names)}.", where=where, remedy=remedy)
         for what, names, remedy in (
@@ -148,17 +176,44 @@ def _pretrained(where: str, revision: str | None, trust_remote_code: bool, dtype
     ]
     if problems:
         raise ModelError(*problems)
-    return module
+    return module, notes
 
 
-def _random_model(where: str, revision: str | None, trust_remote_code: bool, seed: int) -> PreTrainedModel:
+def _settle_head(module: PreTrainedModel, info: dict[str, list[str]]) -> list[str]:
+    """Take what belongs to heads out of what is missing or superfluous, and return what to tell the user."""
+    backbone = f"{module.base_model_prefix}."
+    pooler = f"{backbone}pooler."
+    heads = tuple(f"{name}." for name in head_modules(module))
+
+    def is_new(name: str) -> bool:
+        return name.startswith((*heads, pooler))
+
+    new = [n for n in info["missing_keys"] if is_new(n)]
+    resized = [n[0] if isinstance(n, tuple) else str(n) for n in info["mismatched_keys"]]
+    new += [n for n in resized if n.startswith(heads)]
+    left = [n for n in info["unexpected_keys"] if not n.startswith(backbone) or n.startswith(pooler)]
+    info["missing_keys"] = [n for n in info["missing_keys"] if n not in new]
+    info["mismatched_keys"] = [n for n, name in zip(info["mismatched_keys"], resized) if name not in new]
+    info["unexpected_keys"] = [n for n in info["unexpected_keys"] if n not in left]
+    mark_new(module, (n for n in new if n.startswith(pooler)))
+    sizes = {n: p.numel() for n, p in module.named_parameters()}
+    classes = ", ".join(str(name) for name in list((module.config.id2label or {}).values())[:5])
+    said = []
+    if new:
+        count = sum(sizes.get(n, 0) for n in new)
+        said.append(f"A new head ({count:,} parameters, drawn from the seed) learns the classes: {classes}.")
+    if left:
+        said.append(f"The folder's other head is left behind: {_some(left)}.")
+    return said
+
+
+def _random_model(where: str, config: PreTrainedConfig, trust_remote_code: bool, classifies: bool) -> PreTrainedModel:
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-    config = load_config(where, revision, trust_remote_code)
-    torch.manual_seed(seed)
+    kind = AutoModelForSequenceClassification if classifies else AutoModelForCausalLM
     try:
-        return AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=trust_remote_code)
+        return kind.from_config(config, dtype=torch.float32, trust_remote_code=trust_remote_code)
     except Exception as error:  # as above
         raise _load_error("model", where, error) from error
 

@@ -1,0 +1,104 @@
+"""What every loaded model has in common, whatever it computes: the module, its tokenizer, batches it can take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from luthier.core.batch import Batch, Example, collate
+from luthier.models.virtual_tokens import virtual_tokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+PACKABLE_LAYERS = {"full_attention", "sliding_attention"}
+
+
+@dataclass
+class LoadedModel:
+    """A model, its tokenizer, and what was found out about them.
+
+    Attributes:
+        module: the transformers model.
+        tokenizer: its tokenizer, chat template included.
+        name: what the user called it.
+        path: the folder it was loaded from.
+        packs: packed batches give the same result as padded ones (tried, not assumed).
+        notes: what the user is told about the model (fallbacks, new heads, …).
+        autocast: compute dtype for autocast, or None.
+        fingerprint: of the base model's weights.
+        upstream: what the next loss is multiplied by before it is differentiated, where the engine knows it.
+    """
+
+    module: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+    path: str
+    packs: bool = False
+    notes: list[str] = field(default_factory=list)
+    autocast: torch.dtype | None = None
+    fingerprint: str = ""
+    upstream: float | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.module.parameters()).device
+
+    @property
+    def pad_id(self) -> int:
+        pad = self.tokenizer.pad_token_id
+        return pad if isinstance(pad, int) else 0
+
+    @property
+    def vocabulary_rows(self) -> int:
+        """Rows of the token embedding: the ids that the model can take."""
+        return int(self.module.get_input_embeddings().weight.shape[0])  # type: ignore[index]
+
+    @property
+    def context_length(self) -> int | None:
+        """Longest sequence the model has room for, or None where its config does not say."""
+        config = self.module.config.get_text_config()
+        positions = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+        virtual = virtual_tokens(self.module)
+        return positions if positions is None or virtual is None else positions - virtual.size
+
+    def collate(self, examples: list[Example]) -> Batch:
+        """Make a batch the way this model can take it."""
+        return collate(examples, self.device, packed=self.packs, pad_id=self.pad_id)
+
+    def nll_sum(self, batch: Batch) -> Tensor:
+        """Return Σ w·(−log p) over the supervised positions, for models that write text."""
+        raise NotImplementedError(f"{type(self.module).__name__} predicts no tokens")
+
+    def logps(self, batch: Batch) -> Tensor:
+        """Return log p of each supervised target, for models that write text."""
+        raise NotImplementedError(f"{type(self.module).__name__} predicts no tokens")
+
+    def class_logits(self, batch: Batch) -> Tensor:
+        """Return the logits (S, C) of the classes, for models that classify."""
+        raise NotImplementedError(f"{type(self.module).__name__} knows no classes")
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """Run the body under the model's autocast dtype, if it has one."""
+        if self.autocast is None:
+            yield
+            return
+        with torch.autocast(self.device.type, dtype=self.autocast):
+            yield
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Run the body without gradients and without dropout."""
+        was_training = self.module.training
+        self.module.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self.module.train(was_training)
