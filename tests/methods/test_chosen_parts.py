@@ -176,7 +176,7 @@ def test_added_biases_train_save_and_load_and_merge_where_the_config_can_say_so(
     method.load(again, tmp_path / "own")
     assert torch.equal(again.eval()(input_ids=tokens).logits, expected)
     if not name.startswith("llama"):  # only Llama's config knows biases on all matrices
-        with pytest.raises(RunError, match=r"(?s)cannot be merged.*no place for.*norms: true"):
+        with pytest.raises(RunError, match=r"cannot be merged.*no place for"):
             method.merge(again)
         return
     method.merge(again).save_pretrained(tmp_path / "merged")

@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from luthier.core.component import StageFacts
-from luthier.core.errors import ModelError, Problem, RunError
+from luthier.core.errors import ModelError, Problem
 from luthier.methods.base import Method, head_parameters, sizes, train_only
 from luthier.models.layers import layer_groups
 from luthier.models.targets import linear_roles, match_parameters
@@ -61,6 +61,7 @@ class BitFit(Method):
         "when_not": "学习新知识、领域变化大时：仅靠平移输出容纳不了多少内容。",
     }
     default_learning_rate: ClassVar[float] = 1e-3
+    in_place: ClassVar[bool] = True
     example: ClassVar[dict[str, object]] = {"norms": True}
 
     def problems(self, facts: StageFacts) -> list[Problem]:
@@ -85,14 +86,19 @@ class BitFit(Method):
         return sum(size[n] for n in set(names)) + sum(m.out_features for m in added.values())
 
     def merge(self, model: PreTrainedModel) -> PreTrainedModel:
-        """Leave the tensors where they are; of added biases the config has to say that they are there.
-
-        Raises:
-            RunError: this family's config has no word for biases on all of its matrices.
-        """
+        """Leave the tensors where they are; of added biases the config has to say that they are there."""
+        merged = super().merge(model)
         if self.add_biases:
-            _declare_biases(model)
-        return super().merge(model)
+            for key in _bias_keys(model):
+                setattr(model.config, key, True)
+        return merged
+
+    def why_unmergeable(self, model: PreTrainedModel) -> str:
+        missing = _without_place(model) if self.add_biases else []
+        if not missing:
+            return ""
+        family = model.config.model_type
+        return f"a {family} folder has no place for {missing[0]} and {len(missing) - 1} other biases"
 
     def _bare(self, model: PreTrainedModel) -> dict[str, nn.Linear]:
         """Return the matrices that get a bias.
@@ -124,34 +130,23 @@ class BitFit(Method):
         return [n for n in names if not self._leaves_out(n)]
 
 
-def _declare_biases(model: PreTrainedModel) -> None:
-    """Say in the model's config that its matrices have biases, if a model made from such a config has the same ones.
+def _bias_keys(model: PreTrainedModel) -> list[str]:
+    return [key for key in _BIAS_KEYS if key in model.config.to_dict()]
 
-    Raises:
-        RunError: it has not.
-    """
+
+def _without_place(model: PreTrainedModel) -> list[str]:
+    """Return the biases that a model made from this config, told of all the biases it knows, does not have."""
     import copy
 
     import torch
 
     config = copy.deepcopy(model.config)
-    keys = [key for key in _BIAS_KEYS if key in config.to_dict()]
-    for key in keys:
+    for key in _bias_keys(model):
         setattr(config, key, True)
     with torch.device("meta"):
         expressed = {n for n, _ in type(model)(config).named_parameters()}
-    missing = sorted({n for n, _ in model.named_parameters()} - expressed)
-    if missing:
-        raise RunError(
-            Problem(
-                f"This method cannot be merged: a {model.config.model_type} folder has no place for {missing[0]} "
-                f"({len(missing)} biases in all).",
-                "method.add_biases",
-                "use it with Luthier (luthier chat, luthier eval), or train norms: true, which needs no new tensors",
-            )
-        )
-    for key in keys:
-        setattr(model.config, key, True)
+    names = [n.replace(".base_layer.", ".") for n, _ in model.named_parameters()]  # beside an adapter
+    return sorted(n for n in names if n.endswith(".bias") and n not in expressed)
 
 
 def _no_biases(family: str) -> Problem:

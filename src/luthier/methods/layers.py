@@ -88,6 +88,7 @@ class Layers(Method):
         "when_not": "需要部署多个变体，或领域变化大到每一层都要跟着改变时。",
     }
     default_learning_rate: ClassVar[float] = 1e-4
+    in_place: ClassVar[bool] = True
     example: ClassVar[dict[str, object]] = {"last": 2}
 
     def problems(self, facts: StageFacts) -> list[Problem]:

@@ -89,7 +89,7 @@ class _Explainer:
             case "extra_forbidden":
                 return self._unknown_key(detail["input"])
             case "no_kind":
-                return self._no_kind(detail["input"])
+                return self._no_kind(str(context["family"]), detail["input"])
             case "unknown_kind":
                 return self._unknown_kind(str(context["family"]), str(context["kind"]))
             case "finite_number" | "component_not_finite":
@@ -176,12 +176,12 @@ class _Explainer:
                 return f"it belongs to {part}: write `{part}: {{path: …, {key}: …}}`"
         return ""
 
-    def _no_kind(self, value: Mapping[str, object]) -> tuple[str, str]:
-        fits = [kind for kind, cls in kinds(self.key).items() if set(value) <= set(cls.model_fields)]
-        example = (fits or list(kinds(self.key)))[0]
+    def _no_kind(self, family: str, value: Mapping[str, object]) -> tuple[str, str]:
+        fits = [kind for kind, cls in kinds(family).items() if set(value) <= set(cls.model_fields)]
+        example = (fits or list(kinds(family)))[0]
         return (
             f"{self.label} does not say its kind.",
-            f"add kind: {example} (choose one of: {', '.join(kinds(self.key))})",
+            f"add kind: {example} (choose one of: {', '.join(kinds(family))})",
         )
 
     def _unknown_kind(self, family: str, kind: str) -> tuple[str, str]:

@@ -128,7 +128,6 @@ def refuse_booleans(cls: type[BaseModel], values: Mapping[str, object]) -> dict[
             if part is not None and not issubclass(part, Component):
                 cleaned[name] = refuse_booleans(part, value)
         elif isinstance(value, (list, tuple)):
-            part = model_in(info.annotation, value)
-            if part is not None and not issubclass(part, Component):
-                cleaned[name] = [refuse_booleans(part, v) if isinstance(v, Mapping) else v for v in value]
+            parts = [model_in(item_annotation(info.annotation), v) if isinstance(v, Mapping) else None for v in value]
+            cleaned[name] = [v if part is None else refuse_booleans(part, v) for part, v in zip(parts, value)]
     return cleaned
