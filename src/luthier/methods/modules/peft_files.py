@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import re
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -34,7 +35,10 @@ def inject(model: PreTrainedModel, config: PeftConfig) -> None:
     """Put the layers of a PEFT config into the model; what trains in them becomes float32, all else is frozen."""
     from peft import inject_adapter_in_model
 
-    inject_adapter_in_model(config, model, adapter_name=ADAPTER)
+    with warnings.catch_warnings():
+        # PEFT looks for patterns among modules alone, although it honours them for fused experts too.
+        warnings.filterwarnings("ignore", message="The following (rank|alpha)_pattern keys")
+        inject_adapter_in_model(config, model, adapter_name=ADAPTER)
     to_float32(model)
 
 

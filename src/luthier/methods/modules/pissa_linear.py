@@ -27,6 +27,7 @@ LARGEST_EXACT = 1024
 """Above this many rows and columns the singular vectors come from a randomised decomposition: the exact one of a
 4096 × 11008 matrix takes a minute on a CPU, and the paper finds no difference."""
 POWER_ITERATIONS = 16
+OVERSAMPLING = 8
 
 
 class PissaLinear(FusedLoraLinear):
@@ -68,7 +69,8 @@ def start_from_principal(model: nn.Module) -> None:
         if max(weight_OI.shape) <= LARGEST_EXACT:
             u, s, vh = torch.linalg.svd(weight_OI, full_matrices=False)
         else:
-            u, s, v = torch.svd_lowrank(weight_OI, q=min(rank, *weight_OI.shape), niter=POWER_ITERATIONS)
+            width = min(rank + OVERSAMPLING, *weight_OI.shape)
+            u, s, v = torch.svd_lowrank(weight_OI, q=width, niter=POWER_ITERATIONS)
             vh = v.t()
         root_R = (s[:rank] / scale).sqrt()
         a_RI, b_OR = root_R[:, None] * vh[:rank], u[:, :rank] * root_R
