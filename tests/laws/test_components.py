@@ -23,6 +23,7 @@ UNUSUAL = {
     ("method", "lora"): {"rank": 5, "alpha": 3.25, "dropout": 0.1, "targets": ["q", "mlp"]},
     ("method", "layers"): {"last": 2, "blocks": [0, -1], "norms": True, "patterns": ["*.mlp.*"]},
     ("method", "bitfit"): {"norms": True},
+    ("method", "hybrid"): {"parts": [{"kind": "layers", "last": 1}, {"kind": "lora", "rank": 3}]},
     ("optimizer", "adamw"): {"beta1": 0.8, "beta2": 0.97, "eps": 1e-6},
     ("schedule", "cosine"): {"min_ratio": 0.25},
     ("schedule", "linear"): {"min_ratio": 0.5},
