@@ -43,7 +43,20 @@ def test_what_needs_no_model_waits_for_no_heavy_library(argv: list[str]):
 def test_the_help_names_every_verb(capsys: pytest.CaptureFixture[str]):
     assert call("--help") == 0
     shown = capsys.readouterr().out
-    assert VERBS == ["train", "resume", "check", "plan", "new", "eval", "export", "chat", "show", "methods", "env"]
+    assert VERBS == [
+        "train",
+        "resume",
+        "check",
+        "plan",
+        "new",
+        "eval",
+        "export",
+        "merge",
+        "chat",
+        "show",
+        "methods",
+        "env",
+    ]
     assert all(verb in shown for verb in VERBS)
 
 
@@ -108,6 +121,7 @@ CALLS = [
     (["new", "a.yaml", "--method", "full", "--force"], "new"),
     (["eval", "runs/a", "--data", "x.jsonl", "--limit", "3", "--train-on", "all"], "eval"),
     (["export", "runs/a", "out", "--to", "peft"], "export"),
+    (["merge", "runs/a", "runs/b", "--out", "c", "--weights", "0.7,0.3"], "merge"),
     (["chat", "runs/a", "--system", "x", "--temperature", "0"], "chat"),
     (["show", "runs/a", "--json"], "show"),
     (["methods", "lora"], "methods"),
@@ -123,7 +137,7 @@ def test_a_verb_is_called_with_what_was_typed(argv: list[str], verb: str, monkey
     assert call(*argv) == 0
     [arguments] = given
     typed = [word for word in argv[1:] if not word.startswith("--") and "=" not in word]
-    shown = [str(value) for value in arguments.values()]
+    shown = [str(v) for value in arguments.values() for v in (value if isinstance(value, list) else [value])]
     assert all(word in shown or word.replace("0", "0.0") in shown for word in typed)
     assert ("--json" in argv) == (arguments.get("json") is True)
     if "overrides" in arguments:

@@ -50,6 +50,7 @@ RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a ru
 Target = Annotated[str, typer.Argument(metavar="TARGET", help="A run, a model folder, a hub id, or starter.")]
 TrainOn = Literal["assistant", "all", "last"]
 ExportForm = Literal["hf", "peft"]
+Combination = Literal["linear", "cat", "ties", "dare_linear", "dare_ties"]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document for programs.")]
 
 
@@ -182,6 +183,36 @@ def export(
     from luthier.cli import export as verb
 
     verb.run(run, to, out, json)
+
+
+@app.command()
+def merge(
+    adapters: Annotated[
+        list[str], typer.Argument(metavar="RUN|ADAPTER…", help="Runs of a LoRA method, or folders of adapters.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="The folder to write.")],
+    weights: Annotated[
+        str | None, typer.Option("--weights", help="One number for each, such as 0.7,0.3. Without it: equal shares.")
+    ] = None,
+    method: Annotated[
+        Combination, typer.Option("--method", help="linear (or cat): the exact weighted sum. ties, dare: see the docs.")
+    ] = "linear",
+    density: Annotated[
+        float, typer.Option("--density", min=0, max=1, help="The share of numbers that ties and dare keep.")
+    ] = 0.5,
+    rank: Annotated[
+        int | None, typer.Option("--rank", min=1, help="Combine whole updates and cut the result to this rank.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Decides which numbers dare drops.")] = 0,
+    json: AsJson = False,
+) -> None:
+    """Make one adapter of several on the same base, and measure how far it is from each.
+
+    Example: luthier merge runs/poems runs/stories --weights 0.7,0.3 --out both
+    """
+    from luthier.cli import merge as verb
+
+    verb.run(adapters, out, weights, method, density, rank, seed, json)
 
 
 @app.command()

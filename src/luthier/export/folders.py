@@ -18,6 +18,7 @@ import torch
 
 from luthier.core.errors import Failure, Problem, RunError
 from luthier.core.rundir import disk_fault, settle_files
+from luthier.export.adapters import write_base
 from luthier.methods.base import Method
 
 if TYPE_CHECKING:
@@ -94,6 +95,7 @@ def export_peft(
     def write(folder: Path) -> None:
         for name in ("adapter_config.json", "adapter_model.safetensors"):
             shutil.copy2(checkpoint / name, folder / name)
+        write_base(folder, model)
         model.tokenizer.save_pretrained(folder)
 
     dtype = _usual_dtype(model.module)
