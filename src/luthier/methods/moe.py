@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self, cast
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -250,11 +250,10 @@ class Moe(Method):
         for layer in layers:
             layer.router.requires_grad_(self._trains_router)
             chosen = self._chosen(layer.count)
-            fused = layer.experts.gate_up_proj, layer.experts.down_proj
             if self._trains_experts and self._is_lora:
-                add_update(layer.experts, LoraExperts(chosen, *fused, self.rank, self.alpha))  # type: ignore[arg-type]
+                add_update(layer.experts, LoraExperts(chosen, *layer.fused, self.rank, self.alpha))
             elif self._trains_experts and len(chosen) < layer.count:
-                add_update(layer.experts, TrainedExperts(chosen, *fused))  # type: ignore[arg-type]
+                add_update(layer.experts, TrainedExperts(chosen, *layer.fused))
             else:
                 layer.experts.requires_grad_(self._trains_experts)
         to_float32(model)
@@ -292,7 +291,7 @@ class Moe(Method):
             fixed += shared_expert_size(c.model_type, c.hidden_size) * len(layers)
         else:
             found = mixtures(model)
-            layers = [(m.count, *m.experts.down_proj.shape[1:]) for m in found]  # type: ignore[union-attr, misc]
+            layers = [m.sizes for m in found]
             inside = tuple(f"{m.name}.{part}." for m in found for part in ("gate", "experts"))
             fixed = sum(s for n, s in self._outside(model).items() if not n.startswith(inside))
         total = 0
@@ -428,7 +427,7 @@ class Moe(Method):
 
         block = layers[0].name.rpartition(".")[2]
         if self._part == "all":
-            config = copy.copy(model.peft_config[ADAPTER])
+            config = cast("LoraConfig", copy.copy(model.peft_config[ADAPTER]))
         else:
             config = LoraConfig(r=self.rank, lora_alpha=self.alpha, target_modules=[], task_type=task_type(model))  # type: ignore[arg-type]
         config.target_parameters = [f"{block}.experts.gate_up_proj", f"{block}.experts.down_proj"]

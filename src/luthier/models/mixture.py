@@ -78,8 +78,19 @@ class Mixture:
     top_k: int
 
     @property
+    def fused(self) -> tuple[Tensor, Tensor]:
+        """The two tensors that hold all experts."""
+        return cast("Tensor", self.experts.gate_up_proj), cast("Tensor", self.experts.down_proj)
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """E, H and I."""
+        experts, hidden, inner = self.fused[1].shape
+        return experts, hidden, inner
+
+    @property
     def count(self) -> int:
-        return int(self.router.weight.shape[0])  # type: ignore[index]
+        return self.sizes[0]
 
 
 def mixtures(model: nn.Module) -> list[Mixture]:
@@ -109,8 +120,7 @@ def active_parameters(model: nn.Module) -> int:
     """Return the parameters that one token passes: all, less the experts that it does not go to."""
     total = sum(p.numel() for p in model.parameters())
     for layer in mixtures(model):
-        fused = (layer.experts.gate_up_proj, layer.experts.down_proj)
-        total -= sum(t.numel() for t in fused) * (layer.count - layer.top_k) // layer.count  # type: ignore[union-attr, misc]
+        total -= sum(t.numel() for t in layer.fused) * (layer.count - layer.top_k) // layer.count
     return total
 
 
@@ -217,8 +227,9 @@ def _become(
             tensor = nn.Parameter(_new_tensor(name, blank, copies, config, draw).to(device, dtype))
         setattr(made.get_submodule(parent), last, tensor)
     # Its frequencies are buffers, which came out empty on the meta device.
-    made.base_model.rotary_emb = type(made.base_model.rotary_emb)(config=config).to(device)
-    made.set_attn_implementation(model.config._attn_implementation)
+    rotary = type(made.base_model.rotary_emb)
+    made.base_model.rotary_emb = rotary(config=config).to(device)  # type: ignore[call-arg]  # taken for a Tensor
+    made.set_attn_implementation(model.config._attn_implementation or "eager")
     made.generation_config = model.generation_config
     made.train(model.training)
     # Whoever holds the model holds the mixture from here on.
@@ -367,8 +378,9 @@ def replace_expert(folder: Path, index: int, run: str) -> None:
     with torch.no_grad():
         for layer in found:
             gate, up, down = (tensors[f"{layer.name}.{part}_proj.weight"] for part in ("gate", "up", "down"))
-            layer.experts.gate_up_proj[index] = torch.cat([gate, up])  # type: ignore[index, operator]
-            layer.experts.down_proj[index] = down  # type: ignore[index, operator]
+            gate_up_EXH, down_EHI = layer.fused
+            gate_up_EXH[index] = torch.cat([gate, up])
+            down_EHI[index] = down
     beside = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(beside, ignore_errors=True)
     shutil.copytree(folder, beside, ignore=shutil.ignore_patterns("model*.safetensors*"))
@@ -386,8 +398,8 @@ def _dense_shapes(model: PreTrainedModel, found: list[Mixture]) -> dict[str, tor
     blocks = tuple(f"{layer.name}." for layer in found)
     shapes = {n: p.shape for n, p in model.named_parameters() if not n.startswith(blocks)}
     for layer in found:
-        _, double, hidden = layer.experts.gate_up_proj.shape  # type: ignore[union-attr, misc]
+        _, hidden, inner = layer.sizes
         for part in ("gate", "up"):
-            shapes[f"{layer.name}.{part}_proj.weight"] = torch.Size((double // 2, hidden))
-        shapes[f"{layer.name}.down_proj.weight"] = torch.Size((hidden, double // 2))
+            shapes[f"{layer.name}.{part}_proj.weight"] = torch.Size((inner, hidden))
+        shapes[f"{layer.name}.down_proj.weight"] = torch.Size((hidden, inner))
     return shapes
