@@ -24,7 +24,7 @@ from luthier.models.room import no_room, unseen, without_prefixes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
-    from transformers.utils import ModelOutput
+    from transformers.utils.generic import ModelOutput
 
 NAME = "virtual_tokens"
 
