@@ -28,6 +28,7 @@ CORE = ("llama", "qwen2", "qwen3", "gpt2", "mixtral")
 ON_EVERY_FAMILY = ("full", "lora", "layers", "bitfit")
 OPTIONS: dict[str, dict[str, object]] = {
     "hybrid": {"parts": [{"kind": "layers", "blocks": [-1]}, {"kind": "lora", "targets": ["*.0.*"]}]},
+    "adalora": {"initial_rank": 4, "target_rank": 2},
     "lora": {"rank": 3, "alpha": 7.5},
     "layers": {"blocks": [-1], "norms": True},
     "moe": {"upcycle": {"experts": 3}, "router_aux_loss": 0.01},
@@ -261,7 +262,7 @@ def test_a_saved_folder_says_on_what_model_it_opens(journey: Journey) -> None:
     assert card.get("base_model_name_or_path", card.get("base_model")) == str(journey.base_folder)
 
 
-IN_PEFT = ("lora", "lora_plus", "ia3", "prefix", "p_tuning_v2", "p_tuning", "prompt")
+IN_PEFT = ("lora", "lora_plus", "adalora", "ia3", "prefix", "p_tuning_v2", "p_tuning", "prompt")
 """Kinds that PEFT has: it opens their folders."""
 
 
