@@ -26,7 +26,7 @@ LENGTHS = (9, 17, 5, 12)
 
 def _examples(step: int) -> list[Example]:
     """Rows in which every token is learned, so that a step's loss is a plain mean."""
-    draw = np.random.default_rng(step)
+    draw = np.random.default_rng(step % 3)  # rows come back, so that there is something to learn
     return [
         Example(draw.integers(3, VOCABULARY, n).astype(np.int32), np.ones(n, dtype=np.float32), source=f"{step}:{i}")
         for i, n in enumerate(LENGTHS)
@@ -99,7 +99,7 @@ def test_twenty_steps_follow_a_plain_loop_with_the_loss_of_transformers(
     losses = _plain_loop(_reference(folder), [row["learning_rate"] for row in rows], output_router_logits=True)
     assert [row["loss"] for row in rows] == pytest.approx(losses, abs=1e-4)
     untrained = _plain_loop(_reference(folder), [0.0] * STEPS, output_router_logits=True)
-    assert abs(losses[-1] - untrained[-1]) > 0.02  # there was something to follow
+    assert abs(losses[-1] - untrained[-1]) > 0.2  # there was something to follow
 
 
 @pytest.mark.parametrize("train", ["experts", "experts_and_router", "all"])
@@ -118,4 +118,4 @@ def test_low_rank_updates_of_experts_follow_a_plain_loop_with_peft(
     assert trained == method.count(_reference(folder))
     losses = _plain_loop(adapted, [row["learning_rate"] for row in rows])
     assert [row["loss"] for row in rows] == pytest.approx(losses, abs=1e-4)
-    assert abs(losses[-1] - _plain_loop(_reference(folder), [0.0] * STEPS)[-1]) > 0.02
+    assert abs(losses[-1] - _plain_loop(_reference(folder), [0.0] * STEPS)[-1]) > 0.2
