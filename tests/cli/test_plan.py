@@ -7,10 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from transformers import BertConfig
 
 from families import config
 from luthier.core.component import kinds
-from recipes import luthier, write_recipe
+from recipes import luthier, write_recipe, write_rows
 
 LLAMA_2_7B = {
     "architectures": ["LlamaForCausalLM"],
@@ -83,16 +84,30 @@ def test_every_method_is_counted_for_a_model(seven_billion: Path, capsys: pytest
 
 
 def test_an_encoder_is_counted_as_a_classifier(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    if "classify" not in kinds("objective"):
-        pytest.skip("nothing classifies")
-    from transformers import BertConfig
-
     BertConfig().save_pretrained(tmp_path)
     said = luthier(capsys, "plan", tmp_path, "--params", "--json")
     assert said.code == 0, said.err
     assert said.json["architecture"] == "BertForSequenceClassification"
     rows = {row["kind"]: row.get("trainable_parameters") for row in said.json["methods"]}
     assert rows["full"] == said.json["total_parameters"] == 109_482_240 + 768 * 2 + 2
+
+
+def test_a_classifier_s_head_has_a_row_for_each_class(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    folder = tmp_path / "bert"
+    BertConfig().save_pretrained(folder)
+    recipe = recipe_for(folder, {"kind": "bitfit"}, objective="classify")
+    named = {"kind": "classify", "names": {"0": "bad", "1": "fair", "2": "good"}}
+    counts = {}
+    for objective in ("classify", named):
+        recipe = recipe_for(folder, "bitfit", objective=objective)
+        said = luthier(capsys, "plan", recipe, "--params", "--json")
+        assert said.code == 0, said.err
+        counts[len(counts) + 2] = said.json["trainable_parameters"]
+    assert counts[3] - counts[2] == 768 + 1
+    rows = [{"text": f"w{i}", "label": i % 5} for i in range(20)]
+    write_rows(tmp_path / "not-there-yet.jsonl", rows)
+    said = luthier(capsys, "plan", recipe_for(folder, "bitfit", objective="classify"), "--params", "--json")
+    assert said.json["trainable_parameters"] == counts[2] + 3 * (768 + 1)
 
 
 WRONG = [

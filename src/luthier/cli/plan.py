@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from luthier.cli.layout import print_facts, print_table
 from luthier.cli.messages import print_json, stdout
 from luthier.core.errors import Problem, UserError
-from luthier.run.config import load_recipe
+from luthier.run.config import require_recipe
+from luthier.run.draft import read_draft
 from luthier.run.numbers import percent
 
 if TYPE_CHECKING:
@@ -35,10 +36,11 @@ def run(target: str, overrides: Sequence[str] = (), params: bool = False, json: 
         raise UserError(Problem("A model has no keys to change.", str(overrides[0]), remedy))
     # Imports torch, which a recipe that is wrong must not wait for.
     if is_recipe:
-        recipe = load_recipe(Path(target), overrides)
+        draft = read_draft(Path(target), overrides)
+        require_recipe(draft)
         from luthier.run.parameters import count_recipe
 
-        _show_recipe(count_recipe(recipe), json)
+        _show_recipe(count_recipe(draft), json)
         return
     from luthier.run.parameters import count_methods
 
@@ -75,4 +77,4 @@ def _show_methods(counts: MethodCounts, as_json: bool) -> None:
             continue
         share = percent(method.trainable_parameters / counts.total_parameters)
         rows.append(((method.kind, "bold cyan"), f"{method.trainable_parameters:,}", share, settings))
-    print_table(console, ["method", "trained parameters", "share", ""], rows, right=(1, 2))
+    print_table(console, ["method", "trained parameters", "of the base", ""], rows, right=(1, 2))

@@ -14,18 +14,20 @@ from pydantic import ValidationError
 
 from luthier.core.component import StageFacts, component_class, kinds
 from luthier.core.errors import ModelError, Problem, RecipeError, UserError
-from luthier.methods.base import Method, head_parameters, sizes
+from luthier.methods.base import Method
 from luthier.models.files import inspect_model, local_folder
+from luthier.models.heads import head_parameters
 from luthier.models.load import load_config
 from luthier.models.shapes import count_parameters, is_encoder, meta_model
 from luthier.objectives.base import Objective
+from luthier.objectives.classify import Classify
+from luthier.objectives.sft import Sft
+from luthier.run.config import Recipe, require_recipe
+from luthier.run.draft import Draft
+from luthier.run.examine import examine
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
-
-    from luthier.run.config import Recipe
-
-CLASSIFY = "classify"
 
 
 @dataclass(frozen=True)
@@ -66,20 +68,21 @@ class MethodCounts:
     methods: list[MethodCount]
 
 
-def count_recipe(recipe: Recipe) -> Counted:
-    """Return what a recipe would train. Neither weights nor tokenizer nor data are read.
+def count_recipe(draft: Draft) -> Counted:
+    """Return what a recipe would train. Neither weights nor tokenizer are read, and data only for their classes.
 
     Raises:
         UserError: the config, or what the method finds wrong with the model.
     """
     import torch
 
+    recipe = require_recipe(draft)
     spec = recipe.model
     config = _config(spec.path, recipe, spec.revision, spec.trust_remote_code)
     wrong = [p for p in recipe.component_problems(config.to_dict()) if p.severity == "error"]
     if wrong:
         raise RecipeError(*wrong)
-    classes = config.num_labels if _kind(recipe.objective) == CLASSIFY else None
+    classes = _classes(recipe.objective, draft, config)
     model = meta_model(config, classes, spec.trust_remote_code)
     try:
         trained = count_trained(recipe.method, model)
@@ -97,8 +100,8 @@ def count_trained(method: Method, model: PreTrainedModel) -> int:
     Raises:
         ModelError: there would be none.
     """
-    head, size = head_parameters(model), sizes(model)
-    trained = method.count(model) + sum(size[n] for n in head)
+    parameters = dict(model.named_parameters())
+    trained = method.count(model) + sum(parameters[name].numel() for name in head_parameters(model))
     if not trained:
         raise ModelError(Problem("The method would train nothing.", "method", "choose at least one part of the model"))
     return trained
@@ -113,8 +116,7 @@ def count_methods(name: str) -> MethodCounts:
     config = _config(name)
     classes = config.num_labels if is_encoder(config) else None
     model = meta_model(config, classes)
-    goal = component_class("objective", "sft" if classes is None else CLASSIFY)()
-    assert isinstance(goal, Objective)
+    goal = Sft() if classes is None else Classify()
     counts = [_count_method(kind, model, goal) for kind in kinds("method")]
     return MethodCounts(name, type(model).__name__, count_parameters(model), counts)
 
@@ -136,6 +138,14 @@ def _count_method(kind: str, model: PreTrainedModel, goal: Objective) -> MethodC
         except ValidationError:
             reason = reason or "It has no default settings."
     return MethodCount(kind, family.title, refused=reason)
+
+
+def _classes(objective: Objective, draft: Draft, config: PreTrainedConfig) -> int | None:
+    """Return how many classes the data have; where there are no data yet, as many as the recipe or the config name."""
+    if not isinstance(objective, Classify):
+        return None
+    found = examine(draft).classes
+    return len(found.names) if found is not None else len(objective.names) or config.num_labels
 
 
 def _placed(problem: Problem, recipe: Recipe) -> Problem:
