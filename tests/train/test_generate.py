@@ -124,3 +124,12 @@ def test_a_model_in_training_generates_without_dropout_and_goes_on_training(load
 
 def test_no_prompts_give_no_answers(loaded: Loaded) -> None:
     assert generate(loaded("llama"), [], Sampling(NEW)) == []
+
+
+def test_an_empty_prompt_is_continued_as_the_beginning_of_a_text(loaded: Loaded) -> None:
+    model = loaded("llama")
+    begun = generate(model, [[model.tokenizer.bos_token_id], PROMPTS[0]], Sampling(NEW))
+    assert generate(model, [[], PROMPTS[0]], Sampling(NEW)) == begun
+    assert generate(model, [[]], Sampling(NEW)) == begun[:1]
+    model.tokenizer.bos_token = None
+    assert generate(model, [[]], Sampling(NEW)) == generate(model, [[model.tokenizer.eos_token_id]], Sampling(NEW))

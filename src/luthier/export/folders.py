@@ -103,7 +103,8 @@ def export_peft(
     before = _fingerprint_logits(model)
     _write_beside(out, write)
     base = AutoModelForCausalLM.from_pretrained(model.path, dtype=dtype, revision=revision)
-    model.module = _to(PeftModel.from_pretrained(base, str(out)).get_base_model(), model)
+    # The wrapper, not what is in it: a prompt or prefix is PEFT's own, outside the base model.
+    model.module = _to(PeftModel.from_pretrained(base, str(out)), model)  # type: ignore[arg-type]
     model.packs = False
     drift = float((_fingerprint_logits(model) - before).abs().max())
     if not drift <= TOLERANCE.get(dtype, TOLERANCE_16_BITS):
@@ -177,4 +178,5 @@ def _fingerprint_logits(model: CausalModel) -> torch.Tensor:
     vocabulary = cast("torch.nn.Embedding", model.module.get_input_embeddings()).weight.shape[0]
     tokens = torch.from_numpy(np.random.default_rng(1).integers(0, vocabulary, (1, 24))).to(model.device)
     with model.evaluating(), model.computing():
-        return model.module(input_ids=tokens, use_cache=False).logits[0].float().log_softmax(-1)
+        logits = model.module(input_ids=tokens, use_cache=False).logits[0, -tokens.shape[1] :]
+        return logits.float().log_softmax(-1)

@@ -95,6 +95,10 @@ class Hybrid(Method):
     def base_bits(self) -> Literal[4, 8] | None:
         return next((part.base_bits for part in self.parts if part.base_bits), None)
 
+    @property
+    def reserved_positions(self) -> int:
+        return sum(part.reserved_positions for part in self.parts)
+
     def problems(self, facts: StageFacts) -> list[Problem]:
         if len(self.parts) < 2:
             remedy = "list at least two, e.g. `parts: [{kind: layers, last: 2}, {kind: lora, exclude: […]}]`"

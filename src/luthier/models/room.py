@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from luthier.core.errors import Problem
 
+NAME = "virtual_tokens"
+"""The child of the backbone that holds them."""
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions")
 _BY_POSITION = {"full_attention", "sliding_attention"}
 """Kinds of layers in which every token attends by key and place."""

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from luthier.core.errors import ModelError, Problem, did_you_mean
+from luthier.models.room import NAME
 
 if TYPE_CHECKING:
     from torch import nn
@@ -61,7 +62,7 @@ def linear_roles(model: PreTrainedModel) -> dict[str, str]:
     A classifier's head stands beside the backbone; it is new, so methods train it in full.
     """
     head = model.get_output_embeddings()
-    linear = [n for n, m in model.named_modules() if is_linear(m) and m is not head]
+    linear = [n for n, m in model.named_modules() if is_linear(m) and m is not head and f".{NAME}." not in n]
     if "ForSequenceClassification" in type(model).__name__:
         linear = [n for n in linear if n.startswith(f"{model.base_model_prefix}.")]
     return {n: _role(n) for n in linear}

@@ -18,15 +18,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from luthier.core.errors import ModelError
+from luthier.core.errors import ModelError, Problem
 from luthier.models import attention
-from luthier.models.room import no_room, unseen, without_prefixes
+from luthier.models.room import NAME, no_room, unseen, without_prefixes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
     from transformers.utils.generic import ModelOutput
-
-NAME = "virtual_tokens"
 
 
 class VirtualTokens(nn.Module):
@@ -110,6 +108,12 @@ def add_prefix(model: PreTrainedModel, encoder: nn.Module, size: int) -> None:
 def _add(model: PreTrainedModel, encoder: nn.Module, size: int) -> PreTrainedModel:
     text = model.config.get_text_config()
     problem = no_room(size, getattr(text, "max_position_embeddings", None))
+    if problem is None and virtual_tokens(model) is not None:
+        problem = Problem(
+            "Something stands before every sequence already; there is room for one prompt or prefix.",
+            where="method",
+            remedy="use one of prompt, p_tuning, prefix and p_tuning_v2",
+        )
     if problem is not None:
         raise ModelError(problem)
     backbone = model.base_model

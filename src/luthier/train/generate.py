@@ -11,7 +11,7 @@ import torch
 from luthier.data.render import stop_token_ids
 
 if TYPE_CHECKING:
-    from luthier.models.causal import CausalModel
+    from luthier.models.loaded import LoadedModel
 
 BATCH_TOKENS = 16384
 """Prompt and answer tokens generated together; bounds the cache."""
@@ -27,7 +27,7 @@ class Sampling:
     seed: int = 0
 
 
-def stop_tokens(model: CausalModel) -> list[int]:
+def stop_tokens(model: LoadedModel) -> list[int]:
     """Return every token that ends an answer: the tokenizer's end token and those of the generation config."""
     config = model.module.generation_config
     ends = config.eos_token_id if config is not None and config.eos_token_id is not None else []
@@ -37,20 +37,28 @@ def stop_tokens(model: CausalModel) -> list[int]:
     return sorted({e for e in [*ends, own, *closing] if isinstance(e, int) and e < model.vocabulary_rows})
 
 
-def generate(model: CausalModel, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[int]]:
+def generate(model: LoadedModel, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[int]]:
     """Return the new tokens for each prompt, without the end token.
 
     Prompts are generated in batches of similar length; the result does not depend on how they are batched when the
     temperature is 0. An answer ends with the model's context; a prompt that fills it has an empty answer.
+    What follows an empty prompt is what follows the token that begins a text (or ends one, where none begins it).
     """
     answers: list[list[int]] = [[] for _ in prompts]
     stops = stop_tokens(model)
+    prompts = [p if len(p) else _beginning(model) for p in prompts]
     with model.evaluating(), model.computing():
         for rows, room in _batches([len(p) for p in prompts], sampling.max_new_tokens, model.context_length):
             new = _generate_batch(model, [prompts[r] for r in rows], room, sampling, stops)
             for row, tokens in zip(rows, new):
                 answers[row] = tokens
     return answers
+
+
+def _beginning(model: LoadedModel) -> list[int]:
+    """Return what stands for an empty prompt: a model can only go on from a token."""
+    known = (model.tokenizer.bos_token_id, model.tokenizer.eos_token_id, model.pad_id)
+    return next([token] for token in known if isinstance(token, int))
 
 
 def _batches(lengths: list[int], new_tokens: int, context: int | None) -> Iterator[tuple[list[int], int]]:
@@ -66,7 +74,7 @@ def _batches(lengths: list[int], new_tokens: int, context: int | None) -> Iterat
 
 
 def _generate_batch(
-    model: CausalModel, prompts: list[Sequence[int]], room: int, sampling: Sampling, stops: list[int]
+    model: LoadedModel, prompts: list[Sequence[int]], room: int, sampling: Sampling, stops: list[int]
 ) -> list[list[int]]:
     width = max(map(len, prompts))
     tokens = torch.full((len(prompts), width), model.pad_id, dtype=torch.long)

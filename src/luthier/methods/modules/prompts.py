@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from luthier.methods.base import TENSORS, Method, head_parameters, read_tensors, train_only
 from luthier.methods.modules.peft_files import head_modules, read_adapter, write_adapter
-from luthier.models.virtual_tokens import NAME, prefix_shape, virtual_tokens
+from luthier.models.room import NAME
+from luthier.models.virtual_tokens import prefix_shape, virtual_tokens
 
 if TYPE_CHECKING:
     from peft.config import PromptLearningConfig
