@@ -12,7 +12,7 @@ from luthier.data.records import Conversation, Message, PromptAnswer
 from luthier.run.opened import open_target
 
 if TYPE_CHECKING:
-    from luthier.models.causal import CausalModel
+    from luthier.models.loaded import LoadedModel
 
 
 def run(target: str, system: str | None = None, temperature: float = 0.7, max_new_tokens: int = 256) -> None:
@@ -37,7 +37,7 @@ def run(target: str, system: str | None = None, temperature: float = 0.7, max_ne
 
 
 def _answer(
-    model: CausalModel, head: list[Message], turns: list[Message], temperature: float, max_new_tokens: int
+    model: LoadedModel, head: list[Message], turns: list[Message], temperature: float, max_new_tokens: int
 ) -> str:
     """Return the model's answer; when the conversation no longer fits, its oldest turns are taken out of `turns`."""
     from luthier.train.generate import Sampling, generate
@@ -55,7 +55,7 @@ def _answer(
     return str(model.tokenizer.decode(tokens, skip_special_tokens=True))
 
 
-def _prompt(model: CausalModel, head: list[Message], turns: list[Message]) -> list[int]:
+def _prompt(model: LoadedModel, head: list[Message], turns: list[Message]) -> list[int]:
     from luthier.data.render import render_prompt
 
     if model.tokenizer.chat_template:

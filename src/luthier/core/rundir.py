@@ -55,6 +55,21 @@ class StageDir:
         return self.path / "method.json"
 
     @property
+    def labels(self) -> Path:
+        """The classes of a classifier, in the order of its logits."""
+        return self.path / "labels.json"
+
+    @property
+    def features(self) -> Path:
+        """What a frozen backbone says of every row, where only a head is trained."""
+        return self.path / "features.safetensors"
+
+    @property
+    def frozen_states(self) -> Path:
+        """What frozen blocks gave for each row; there while the run trains."""
+        return self.path / "frozen_states"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 

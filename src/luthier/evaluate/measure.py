@@ -15,9 +15,9 @@ from luthier.train.microbatch import Cut
 
 if TYPE_CHECKING:
     from luthier.core.batch import Example
-    from luthier.models.causal import CausalModel
+    from luthier.models.loaded import LoadedModel
 
-Metric = Literal["loss", "exact_match"]
+Metric = Literal["loss", "exact_match", "accuracy", "macro_f1"]
 LOWER_IS_BETTER = {"loss"}
 
 
@@ -26,7 +26,7 @@ class Score:
     """One measured number.
 
     Attributes:
-        metric: what it is; `loss` is nats per supervised token, `exact_match` a share of 1.
+        metric: what it is; `loss` is nats per supervised token, or per row of a classifier; the others are shares of 1.
         value: the number.
         n: cases it was measured on.
         tokens: supervised tokens, for a loss.
@@ -42,7 +42,7 @@ class Score:
         return {"metric": self.metric, "value": self.value, "n": self.n, **rest}
 
 
-def held_out_loss(model: CausalModel, examples: Sequence[Example], cut: Cut | None = None) -> Score:
+def held_out_loss(model: LoadedModel, examples: Sequence[Example], cut: Cut | None = None) -> Score:
     """Return the mean negative log-likelihood per supervised token."""
     total, count, tokens = torch.zeros((), dtype=torch.float64), 0.0, 0
     with model.evaluating():
@@ -54,21 +54,21 @@ def held_out_loss(model: CausalModel, examples: Sequence[Example], cut: Cut | No
     return Score("loss", float(total) / max(count, 1e-12), len(examples), tokens)
 
 
-def exact_match(model: CausalModel, records: Sequence[Record], max_new_tokens: int) -> tuple[Score, list[str]]:
+def exact_match(model: LoadedModel, records: Sequence[Record], max_new_tokens: int) -> tuple[Score, list[str]]:
     """Return the share of answers equal to the reference (surrounding white space aside), and the answers."""
     answers = answer(model, records, max_new_tokens)
     hits = sum(given.strip() == answer_of(record).strip() for given, record in zip(answers, records))
     return Score("exact_match", hits / max(len(records), 1), len(records)), answers
 
 
-def answer(model: CausalModel, records: Sequence[Record], max_new_tokens: int = 64) -> list[str]:
+def answer(model: LoadedModel, records: Sequence[Record], max_new_tokens: int = 64) -> list[str]:
     """Return the model's likeliest answer to each record's prompt; a document is continued from its beginning."""
     prompts = [prompt_tokens(model, record) for record in records]
     new = generate(model, prompts, Sampling(max_new_tokens=max_new_tokens))
     return [str(model.tokenizer.decode(tokens, skip_special_tokens=True)) for tokens in new]
 
 
-def prompt_tokens(model: CausalModel, record: Record) -> list[int]:
+def prompt_tokens(model: LoadedModel, record: Record) -> list[int]:
     """Return what the model is given: the rendered prompt, or the first words of a document."""
     if isinstance(record, Text):
         record = Text(opening(record), record.source)

@@ -90,6 +90,11 @@ class Method(Component):
         return 0
 
     @property
+    def keeps_features(self) -> bool:
+        """Whether only a classifier's head is trained, so that what the backbone says of a row is computed once."""
+        return False
+
+    @property
     def changes_architecture(self) -> bool:
         """Whether the model becomes one of another class, with another config and other tensors."""
         return False

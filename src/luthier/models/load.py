@@ -146,6 +146,11 @@ def _pretrained(
     """Return the model, and what the user is told about its head."""
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    if classifies:
+        logging.set_verbosity_error()  # a new head is no news: `_settle_head` says it in a sentence
     try:
         loaded: object = (AutoModelForSequenceClassification if classifies else AutoModelForCausalLM).from_pretrained(
             where,
@@ -160,6 +165,8 @@ def _pretrained(
         module, info = cast("tuple[PreTrainedModel, dict[str, list[str]]]", loaded)
     except Exception as error:  # as above: named and handed to the user
         raise _load_error("model", where, error) from error
+    finally:
+        logging.set_verbosity(before)
     notes = _settle_head(module, info) if classifies else []
     problems = [
         Problem(f"{what}: {_some(names)}.", where=where, remedy=remedy)

@@ -114,9 +114,9 @@ class EvalTask(BaseModel):
     data: DataSpec
     """The rows to measure on, written as the recipe's own `data`."""
 
-    metric: Literal["loss", "exact_match"]
+    metric: Literal["loss", "exact_match", "accuracy"]
     """loss: mean negative log-likelihood of the answers, lower is better. exact_match: the share of generated answers
-    that equal the reference."""
+    that equal the reference. accuracy: the share of rows whose class is right (objective classify)."""
 
     limit: int | None = Field(default=None, ge=1)
     """Measure only the first rows."""
@@ -139,7 +139,7 @@ class Recipe(BaseModel):
     objective: Annotated[SerializeAsAny[Objective], _of_family("objective")] = Field(
         default="sft", validate_default=True
     )
-    """Towards what: sft learns the answers of conversations, lm continues raw text."""
+    """Towards what: sft learns the answers of conversations, lm continues raw text, classify learns labels."""
 
     data: DataSpec
     """The rows to train on: a file, a folder, or starter:NAME."""
@@ -205,6 +205,10 @@ class Recipe(BaseModel):
 
     gradient_checkpointing: bool = False
     """Recompute activations instead of keeping them: less memory, about a third more time, the same result."""
+
+    cache_frozen: bool = True
+    """With several epochs, run blocks that stand below everything trained once for each row, and keep what they give
+    on disk until the run ends."""
 
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """The number format of the computation. "auto" takes what the machine is fast at."""

@@ -55,13 +55,13 @@ _RULES = (
         "train_on",
         ("objective",),
         _trains_replies,
-        "this objective trains on every token of the text",
+        "this objective has no answers to choose among",
         "remove it, or use objective: sft",
     ),
     EffectRule(
         "on_overlong",
         ("objective",),
-        _trains_replies,
+        lambda r: r.objective.data_form != "text",
         "this objective cuts long texts into pieces of max_length, and loses nothing",
         "remove it, or use objective: sft",
     ),
@@ -103,8 +103,8 @@ def _without_effect(recipe: Recipe, broken: Set[str]) -> Iterator[Problem]:
                 f"{rule.key} has no effect: {rule.why}.", recipe.place(rule.key), rule.remedy.format(key=rule.key)
             )
     for index, task in enumerate(recipe.evaluate):
-        if task.metric == "loss" and "max_new_tokens" in task.model_fields_set:
-            what = f"evaluate.{index}.max_new_tokens has no effect: the metric loss generates nothing."
+        if task.metric != "exact_match" and "max_new_tokens" in task.model_fields_set:
+            what = f"evaluate.{index}.max_new_tokens has no effect: the metric {task.metric} generates nothing."
             yield Problem(
                 what, recipe.place(f"evaluate.{index}.max_new_tokens"), "remove it, or use metric: exact_match"
             )
@@ -120,6 +120,12 @@ def _contradictions(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], Problem]]
         what = f"warmup_steps is {recipe.warmup_steps}, more than the {recipe.max_steps} steps of the run (max_steps)."
         remedy = f"set it to less than {recipe.max_steps}"
         yield ("warmup_steps", "max_steps"), Problem(what, recipe.place("warmup_steps"), remedy)
+    for index, task in enumerate(recipe.evaluate):
+        if task.metric != "loss" and (task.metric == "accuracy") != (recipe.objective.data_form == "labelled"):
+            kind = recipe.objective.model_dump()["kind"]
+            what = f"The metric {task.metric} cannot be measured on a model of the objective {kind}."
+            remedy = f"use metric: {'accuracy' if recipe.objective.data_form == 'labelled' else 'exact_match'}, or loss"
+            yield ("evaluate", "objective"), Problem(what, recipe.place(f"evaluate.{index}.metric"), remedy)
     names = [task.name for task in recipe.evaluate]
     for index, name in enumerate(names):
         if name in names[:index]:

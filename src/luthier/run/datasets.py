@@ -12,8 +12,10 @@ import numpy as np
 from luthier.core.batch import Example
 from luthier.core.errors import Problem, RunError
 from luthier.core.rundir import RunDir, write_atomic, write_json
+from luthier.data.labelled import Classes
 from luthier.data.load import Records, fingerprint
-from luthier.data.records import Record, Text, answer_of, conversation, prompt_of
+from luthier.data.records import Labelled, Record, Text, answer_of, conversation, prompt_of
+from luthier.objectives.classify import Classify
 from luthier.run.examine import Examined
 from luthier.run.screen import Screen
 
@@ -41,7 +43,7 @@ class Task:
     """A measurement: rendered examples for a loss, records for generated answers."""
 
     name: str
-    metric: Literal["loss", "exact_match"]
+    metric: Literal["loss", "exact_match", "accuracy"]
     examples: Sequence[Example]
     records: Sequence[Record]
     max_new_tokens: int
@@ -54,6 +56,7 @@ class StageData:
     Attributes:
         summary: what report.json says of the data.
         warnings: what the user was told about them.
+        classes: what the rows are told apart by, for a classifier.
     """
 
     train: Sequence[Example]
@@ -62,21 +65,39 @@ class StageData:
     samples: list[Sample] = field(default_factory=list)
     summary: dict[str, object] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    classes: Classes | None = None
 
 
 @dataclass(frozen=True)
 class Rendering:
-    """How a stage's records become examples: the one way that training and measuring share."""
+    """How a stage's records become examples: the one way that training and measuring share.
+
+    Attributes:
+        max_length: the longest example in tokens.
+        context: the longest sequence that the model can take.
+        classes: what labelled rows are told apart by.
+    """
 
     recipe: Recipe
     tokenizer: PreTrainedTokenizerBase
     max_length: int
     context: int | None
+    classes: Classes | None = None
 
-    def render(self, records: Sequence[Record], form: Literal["text", "conversation"]) -> Rendered:
-        """Return the examples of records, as the recipe says."""
+    def render(
+        self, records: Sequence[Record], form: Literal["text", "conversation", "labelled"], trains: bool = False
+    ) -> Rendered:
+        """Return the examples of records, as the recipe says; with the weights of classes if they are trained on."""
+        from luthier.data.labelled import LabelledRenderer
         from luthier.data.render import Renderer
 
+        objective = self.recipe.objective
+        if isinstance(objective, Classify):
+            assert self.classes is not None
+            weights = objective.weights_for(self.classes.balanced_weights()) if trains else ()
+            return LabelledRenderer(
+                self.tokenizer, self.classes, weights, self.max_length, self.recipe.on_overlong, self.context
+            ).render_all(records)
         renderer = Renderer(
             self.tokenizer,
             objective_kind="lm" if form == "text" else "sft",
@@ -101,6 +122,8 @@ def announce(recipe: Recipe, found: Examined, run: RunDir, screen: Screen) -> No
     if found.held_records:
         source = recipe.eval_data.path if recipe.eval_data is not None else "set aside from them"
         screen.fact("held out", f"{len(found.held_records):,} rows, {source}")
+    if found.classes is not None:
+        screen.fact("classes", f"{len(found.classes)}: {found.classes.in_short}")
     for line in _unused(records):
         screen.note(line)
     for problem in found.warnings:
@@ -114,27 +137,29 @@ def render_stage(rendering: Rendering, found: Examined, run: RunDir, screen: Scr
 
     recipe, tokenizer = rendering.recipe, rendering.tokenizer
     form = recipe.objective.data_form
-    settled = settle_template(tokenizer, found.train_records, recipe.model.chat_template)
+    labelled = form == "labelled"
+    settled = "" if labelled else settle_template(tokenizer, found.train_records, recipe.model.chat_template)
     # Without a template the renderer says what it does instead, and on how many rows.
     chosen_template = [settled] if settled and tokenizer.chat_template else []
     for note in chosen_template:
         screen.note(note)
-    rendered = rendering.render(found.train_records, form)
-    data = StageData(rendered.store)
+    rendered = rendering.render(found.train_records, form, trains=True)
+    data = StageData(rendered.store, classes=found.classes)
     if found.held_records:
         data.held_out = rendering.render(found.held_records, form).store
     for task, records in found.tasks:
         chosen = list(records.records[: task.limit])
         task_form = "text" if any(isinstance(r, Text) for r in chosen) else "conversation"
-        examples = rendering.render(chosen, task_form).store if task.metric == "loss" else ()
+        examples = rendering.render(chosen, task_form).store if task.metric != "exact_match" else ()
         data.tasks.append(Task(task.name, task.metric, examples, chosen, task.max_new_tokens))
     shown = (found.held_records or found.train_records)[: recipe.samples]
-    data.samples = [Sample(r, prompt_text(r), answer_of(r) or _rest(r)) for r in shown]
+    data.samples = [Sample(r, prompt_text(r), _class_name(r, found.classes) or answer_of(r) or _rest(r)) for r in shown]
     data.summary = _summary(found, rendered)
     notes = _strings(rendered.counts["notes"])
     data.warnings = [*chosen_template, *(_one_line(problem) for problem in found.warnings), *notes]
     _say_counts(data.summary, notes, screen)
-    page = preview_html(rendered.store, tokenizer, title=recipe.data.path, counts=rendered.counts)
+    names = found.classes.names if found.classes is not None else ()
+    page = preview_html(rendered.store, tokenizer, title=recipe.data.path, counts=rendered.counts, classes=names)
     write_atomic(run.examples_page, page)
     screen.fact("preview", f"{run.examples_page} shows token by token what is trained on")
     return data
@@ -175,9 +200,17 @@ def prompt_text(record: Record) -> str:
 
     if isinstance(record, Text):
         return opening(record)
+    if isinstance(record, Labelled):
+        return "\n".join(part for part in (record.text, record.pair) if part)
     asked = prompt_of(record)
-    turns = conversation(asked).messages if not isinstance(asked, Text) else ()
+    turns = conversation(asked).messages if not isinstance(asked, Text | Labelled) else ()
     return "\n".join(m.content for m in turns if m.role != "assistant" and m.content)
+
+
+def _class_name(record: Record, classes: Classes | None) -> str:
+    if classes is None or not isinstance(record, Labelled):
+        return ""
+    return classes.names[classes.labels.index(record.label)]
 
 
 def _rest(record: Record) -> str:
@@ -196,6 +229,7 @@ def _summary(found: Examined, rendered: Rendered) -> dict[str, object]:
         "train_rows": len(found.train_records),
         "held_out_rows": len(found.held_records),
         "lengths": histogram(rendered.store),
+        **({"classes": dict(zip(found.classes.names, found.classes.counts))} if found.classes is not None else {}),
     }
 
 
@@ -216,7 +250,8 @@ def _say_counts(summary: dict[str, object], notes: Sequence[str], screen: Screen
     counts = {key: value for key, value in summary.items() if isinstance(value, int)}
     trained, tokens = counts["trained_tokens"], counts["tokens"]
     share = trained / max(tokens, 1)
-    text = f"{counts['examples']:,} sequences, {tokens:,} tokens, {trained:,} trained on ({share:.0%})"
+    learnt = "one label each" if "classes" in summary else f"{trained:,} trained on ({share:.0%})"
+    text = f"{counts['examples']:,} sequences, {tokens:,} tokens, {learnt}"
     left_out = [f"{counts[key]:,} {key}" for key in ("dropped", "truncated", "windows") if counts.get(key)]
     screen.fact("sequences", text + (f"; {', '.join(left_out)}" if left_out else ""))
     for note in notes:

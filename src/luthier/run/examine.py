@@ -11,11 +11,13 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from luthier.core.errors import DataError, MissingExtra, ModelError, Problem, RecipeError, UserError, did_you_mean
+from luthier.data.labelled import Classes, find_classes, unknown_labels
 from luthier.data.load import Records, load_records, split
 from luthier.data.records import Conversation, Record
 from luthier.data.spec import DataSpec
 from luthier.data.templates import TEMPLATES
 from luthier.models.files import ModelFacts, inspect_model
+from luthier.objectives.classify import Classify
 from luthier.run.config import EvalTask, ModelSpec, Recipe, locate_part, parse_draft, parse_part
 from luthier.run.draft import Draft
 from luthier.run.yaml_lines import KeyPath
@@ -23,7 +25,7 @@ from luthier.train.hooks.trackers import require_trackers
 
 DEFAULT_MAX_LENGTH = 2048
 
-DataForm = Literal["sft", "lm"]
+DataForm = Literal["sft", "lm", "classify"]
 
 
 @dataclass
@@ -37,6 +39,7 @@ class Examined:
         data, eval_data: the rows that the recipe names.
         train_records, held_records: those trained on, and those set aside.
         tasks: the recipe's measurements with their rows.
+        classes: of labelled rows, as the training rows have them.
     """
 
     recipe: Recipe | None
@@ -49,6 +52,7 @@ class Examined:
     train_records: Sequence[Record] = ()
     held_records: Sequence[Record] = ()
     tasks: list[tuple[EvalTask, Records]] = field(default_factory=list)
+    classes: Classes | None = None
 
     @property
     def problems(self) -> list[Problem]:
@@ -104,11 +108,12 @@ def examine(draft: Draft) -> Examined:
     if recipe is not None:
         for index, task in enumerate(recipe.evaluate):
             # A task may measure plain text whatever is trained on, so nothing is refused for having no answer.
-            form = "sft" if task.metric == "exact_match" else "lm"
-            rows = _read(task.data, ("evaluate", index, "data"), draft, form, found)
+            task_form = form if form == "classify" else "sft" if task.metric == "exact_match" else "lm"
+            rows = _read(task.data, ("evaluate", index, "data"), draft, task_form, found)
             if rows is not None:
                 found.tasks.append((task, rows))
         _split(recipe, found)
+        _find_classes(recipe, found)
         found.recipe_problems += _missing_trackers(recipe)
         found.recipe_problems += misfits(recipe, found.model, found.data)
     return found
@@ -145,9 +150,11 @@ def longest_sequence(recipe: Recipe, model: ModelFacts) -> int:
 
 def _data_form(draft: Draft, recipe: Recipe | None) -> DataForm:
     if recipe is not None:
-        return "lm" if recipe.objective.data_form == "text" else "sft"
+        forms: dict[str, DataForm] = {"text": "lm", "conversation": "sft", "labelled": "classify"}
+        return forms[recipe.objective.data_form]
     named = draft.values.get("objective")
-    return "lm" if "lm" in (named, named.get("kind") if isinstance(named, dict) else None) else "sft"
+    kind = named.get("kind") if isinstance(named, dict) else named
+    return "lm" if kind == "lm" else "classify" if kind == "classify" else "sft"
 
 
 def _read(spec: object, key: KeyPath, draft: Draft, form: DataForm, found: Examined) -> Records | None:
@@ -179,6 +186,25 @@ def _split(recipe: Recipe, found: Examined) -> None:
         found.data_problems += [replace(p, where=recipe.place("eval_fraction")) for p in error.problems]
     if found.eval_data is not None:
         found.held_records = found.eval_data.records
+
+
+def _find_classes(recipe: Recipe, found: Examined) -> None:
+    """Find the classes of the training rows, and what is measured on that has others."""
+    if not isinstance(recipe.objective, Classify) or not found.train_records:
+        return
+    try:
+        found.classes = find_classes(found.train_records, recipe.objective.names, found.model.config)
+    except DataError as error:
+        known = {"objective.names": recipe.place("objective.names")}
+        found.data_problems += [replace(p, where=known.get(p.where, p.where)) for p in error.problems]
+        return
+    measured = [*found.held_records, *(row for _, rows in found.tasks for row in rows.records)]
+    found.data_problems += unknown_labels(measured, found.classes)
+    given = recipe.objective.weights_for(found.classes.balanced_weights())
+    if given and len(given) != len(found.classes):
+        what = f"class_weights has {len(given)} numbers for {len(found.classes)} classes ({found.classes.in_short})."
+        remedy = "give one for each class, or balanced"
+        found.recipe_problems.append(Problem(what, recipe.place("objective.class_weights"), remedy))
 
 
 def _missing_template(model: ModelSpec, draft: Draft) -> list[Problem]:

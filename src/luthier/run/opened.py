@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ from luthier.run.draft import Draft
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from luthier.models.causal import CausalModel
+    from luthier.models.loaded import LoadedModel
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class OpenedRun:
 
     run: RunDir
     recipe: Recipe
-    model: CausalModel
+    model: LoadedModel
     checkpoint: Path
 
 
@@ -56,8 +57,12 @@ def final_checkpoint(run: RunDir) -> Path:
     return complete.get(StageDir(run.path).checkpoint(best).name, newest) if isinstance(best, int) else newest
 
 
-def load_for(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None = None) -> CausalModel:
+def load_for(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None = None, classes: Sequence[str] | None = None
+) -> LoadedModel:
     """Load the model of a recipe as its method wants it, before the method is applied.
+
+    `classes`: their names, for a classifier.
 
     Raises:
         ModelError: anything about the folder or the weights that a user has to mend.
@@ -76,6 +81,7 @@ def load_for(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None = None) -
         frozen_in_16_bits=recipe.method.freezes_most,
         base_bits=recipe.method.base_bits,
         tokenizer=tokenizer,
+        classes=classes,
     )
     set_threads(model.module)
     return model
@@ -102,7 +108,9 @@ def open_run(path: Path, checkpoint: Path | None = None) -> OpenedRun:
     run = RunDir.open(path)
     recipe = require_recipe(kept_recipe(run))
     chosen = checkpoint or final_checkpoint(run)
-    model = load_for(recipe, load_tokenizer(str(chosen)))
+    labels = StageDir(chosen.parents[1]).labels
+    classes = [str(name) for name in read_json(labels)["names"]] if labels.is_file() else None  # type: ignore[union-attr]
+    model = load_for(recipe, load_tokenizer(str(chosen)), classes)
     require_base(str(read_json(chosen / STATE).get("base_fingerprint")), model)
     recipe = with_chosen_method(recipe, StageDir(chosen.parents[1]).method)
     torch.manual_seed(recipe.seed)
@@ -112,7 +120,7 @@ def open_run(path: Path, checkpoint: Path | None = None) -> OpenedRun:
     return OpenedRun(run, recipe, model, chosen)
 
 
-def open_target(target: str) -> tuple[CausalModel, Recipe | None]:
+def open_target(target: str) -> tuple[LoadedModel, Recipe | None]:
     """Return the model of a run folder with the run's recipe, or any model by folder, hub id or `starter`.
 
     Raises:

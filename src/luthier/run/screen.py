@@ -23,6 +23,7 @@ from luthier.core.errors import Problem, visible
 
 LINE_SECONDS = 10.0
 LOWER_IS_BETTER = {"loss"}
+SHARES = {"exact_match", "accuracy", "macro_f1"}
 
 
 def _standard_error() -> Console:
@@ -131,12 +132,14 @@ class TrainingBar:
 
     def __enter__(self) -> TrainingBar:
         if not self.screen.quiet and self.screen.console.is_terminal:
+            # On a narrow terminal the numbers come first: a line that does not fit is cut at its end.
+            is_wide = self.screen.console.width >= 110
             self.progress = Progress(
                 TextColumn("[bold]{task.description:>12}[/] "),
-                BarColumn(bar_width=32),
+                *([BarColumn(bar_width=32)] if is_wide else []),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[facts]}"),
-                TimeElapsedColumn(),
+                *([TimeElapsedColumn()] if is_wide else []),
                 console=self.screen.console,
             )
             self.task = self.progress.add_task("training", total=self.total, completed=self.done, facts="")
@@ -175,7 +178,7 @@ class TrainingBar:
 
 def _compare(metric: str, was: float, now: float) -> tuple[str, str, str]:
     lower = metric in LOWER_IS_BETTER
-    if metric == "exact_match":
+    if metric in SHARES:
         shown, change = (lambda v: f"{v:.1%}"), f"{100 * (now - was):+.1f} points"
     else:
         shown, change = (lambda v: f"{v:.4f}"), f"{now - was:+.4f}"

@@ -22,8 +22,8 @@ from luthier.run.numbers import change, count, number, percent
 State = Literal["finished", "running", "interrupted", "failed"]
 Verdict = Literal["better", "worse", "unchanged", ""]
 
-_HIGHER_IS_BETTER = {"exact_match", "accuracy", "f1", "win_rate", "reward"}
-_SHARES = {"exact_match", "accuracy", "f1", "win_rate"}
+_HIGHER_IS_BETTER = {"exact_match", "accuracy", "f1", "macro_f1", "win_rate", "reward"}
+_SHARES = {"exact_match", "accuracy", "f1", "macro_f1", "win_rate"}
 # A loss has no interval here; differences below this share of it are not called a change.
 _SAME_LOSS = 0.005
 

@@ -20,7 +20,7 @@ from luthier.methods.base import trainable
 from luthier.train.microbatch import Cut
 
 if TYPE_CHECKING:
-    from luthier.models.causal import CausalModel
+    from luthier.models.loaded import LoadedModel
     from luthier.train.engine import Engine
 
 OPTIMIZER = "optimizer.safetensors"
@@ -95,7 +95,7 @@ def load_checkpoint(engine: Engine, folder: Path) -> dict[str, object]:
     return state
 
 
-def require_base(fingerprint: str, model: CausalModel) -> None:
+def require_base(fingerprint: str, model: LoadedModel) -> None:
     """Make sure that a model is the one whose fingerprint was written down.
 
     Raises:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from luthier.core.batch import Example
-from luthier.models.causal import CausalModel
+from luthier.models.loaded import LoadedModel
 from luthier.objectives.base import Objective
 from luthier.train.engine import add_gradients
 from luthier.train.microbatch import Cut
@@ -28,7 +28,7 @@ class StageProbe:
         batch_size: sequences that make one batch.
     """
 
-    loaded: CausalModel
+    loaded: LoadedModel
     objective: Objective
     examples: Sequence[Example]
     batch_size: int
