@@ -230,7 +230,8 @@ def _become(
     rotary = type(made.base_model.rotary_emb)
     made.base_model.rotary_emb = rotary(config=config).to(device)  # type: ignore[call-arg]  # taken for a Tensor
     made.set_attn_implementation(model.config._attn_implementation or "eager")
-    made.generation_config = model.generation_config
+    if model.can_generate():
+        made.generation_config = model.generation_config
     made.train(model.training)
     # Whoever holds the model holds the mixture from here on.
     model.__class__ = target
