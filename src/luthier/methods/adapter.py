@@ -30,7 +30,7 @@ class Adapter(Method):
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout inside the adapter. Helps on very small data."""
     norms: bool = False
-    """Also train the norms of the blocks with adapters, as the paper did: few parameters, sometimes a little better."""
+    """Also train the norms of the blocks with adapters and the final norm, as the paper did: few parameters, sometimes a little better."""
     blocks: tuple[int, ...] = ()
     """Only these blocks, counted from 0; negative numbers count from the end. Left out: all blocks."""
     drop_first: int = Field(default=0, ge=0)
@@ -63,7 +63,7 @@ class Adapter(Method):
         "bottleneck": "适配器的宽度 r。通常取 8 到 256，64 是好的起点；越大学得越多，开销按比例增加。",
         "activation": "两个矩阵之间的非线性函数，影响很小；silu 也叫 swish。",
         "dropout": "适配器内部的 dropout，数据很少时有帮助。",
-        "norms": "同时训练带适配器各层的归一化参数（原论文的做法）：参数很少，有时略好。",
+        "norms": "同时训练带适配器各层的归一化和末端归一化（原论文的做法）：参数很少，有时略好。",
         "blocks": "只在这些层加适配器，从 0 数起，负数从末尾数起。不填则为所有层。",
         "drop_first": "AdapterDrop：前 N 层不加适配器。去掉约三分之一的层，质量损失很小而节省时间。",
     }
