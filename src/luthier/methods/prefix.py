@@ -53,7 +53,7 @@ class Prefix(Method):
         "projection": "像论文那样用一个小网络写出前缀。高学习率下更稳，但要训练的参数多得多。",
         "projection_size": "该网络的内部宽度。不填则等于一层键的宽度；论文用 512 和 800。",
     }
-    default_learning_rate: ClassVar[float] = 5e-3
+    default_learning_rate: ClassVar[float] = 1e-2
     differs_at_start: ClassVar[str] = "attention sees the prefix, which begins at random, from the first step on"
     unmergeable: ClassVar[str] = "a prefix is keys and values before every input, and no weight can hold it"
 
