@@ -67,14 +67,14 @@ class Classifier(LoadedModel):
         if "features" in batch.extras:
             return self.from_features(batch.extras["features"])
         if not self.splits:
-            with self.computing():
+            with self.computing(), self.reusing(batch):
                 return self.module(**self._inputs(batch)).logits.float()
         return self.from_features(self.features(batch))
 
     def features(self, batch: Batch) -> Tensor:
         """Return what the head sees of each sequence, (S, F)."""
         head = pooled_head(self.module)
-        with self.computing():
+        with self.computing(), self.reusing(batch):
             out = self.module.base_model(**self._inputs(batch))
         hidden_BTH = out.last_hidden_state
         if head is not None and head.pooling != "own":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,8 @@ from luthier.models.virtual_tokens import virtual_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from luthier.models.frozen_prefix import FrozenPrefix
 
 PACKABLE_LAYERS = {"full_attention", "sliding_attention"}
 
@@ -32,6 +34,7 @@ class LoadedModel:
         notes: what the user is told about the model (fallbacks, new heads, …).
         autocast: compute dtype for autocast, or None.
         fingerprint: of the base model's weights.
+        prefix: frozen blocks whose states are kept, where a run keeps them.
         upstream: what the next loss is multiplied by before it is differentiated, where the engine knows it.
     """
 
@@ -43,6 +46,7 @@ class LoadedModel:
     notes: list[str] = field(default_factory=list)
     autocast: torch.dtype | None = None
     fingerprint: str = ""
+    prefix: FrozenPrefix | None = None
     upstream: float | None = None
 
     @property
@@ -91,6 +95,10 @@ class LoadedModel:
             return
         with torch.autocast(self.device.type, dtype=self.autocast):
             yield
+
+    def reusing(self, batch: Batch) -> AbstractContextManager[None]:
+        """Run the body, a pass over the batch, with the states of frozen blocks that are kept already."""
+        return nullcontext() if self.prefix is None else self.prefix.serving(batch)
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:

@@ -30,6 +30,7 @@ from luthier.run.screen import Screen
 from luthier.train.audit import Audit, audit, digests
 from luthier.train.checkpoint import device_peak_bytes, load_checkpoint, require_base, save_checkpoint
 from luthier.train.engine import Engine, Settings
+from luthier.train.frozen_cache import drop_frozen_states, keep_frozen_states
 from luthier.train.hooks.trackers import Tracker, make_trackers
 from luthier.train.microbatch import Cut, auto_cut
 from luthier.train.probe import StageProbe
@@ -95,6 +96,7 @@ def run_stage(recipe: Recipe, found: Examined, run: RunDir, folder: StageDir, sc
     stage = _assemble(recipe, folder, screen, data, model)
     before_bits = _frozen_bits(stage)
     _resume(stage)
+    _keep_frozen_states(stage)
     setup = {"setup_seconds": time.monotonic() - started, "setup_cpu_seconds": time.process_time() - started_cpu}
     results, samples = _measured_before(stage)
     with warnings.catch_warnings():
@@ -109,6 +111,7 @@ def run_stage(recipe: Recipe, found: Examined, run: RunDir, folder: StageDir, sc
             _tell_faults(stage)
     chosen = _settle(stage)
     results["after"], after_answers = _measure(stage)
+    _drop_frozen_states(stage)
     write_json(folder.eval, results)
     samples = [{**row, "after": text} for row, text in zip(samples, after_answers)]
     _write_lines(folder, samples)
@@ -228,6 +231,23 @@ def _resume(stage: StageRun) -> None:
     kept = [row for row in rows if row["step"] <= stage.engine.step]
     if stage.folder.metrics.exists():
         write_atomic(stage.folder.metrics, "".join(json.dumps(row) + "\n" for row in kept))
+
+
+def _keep_frozen_states(stage: StageRun) -> None:
+    """Where rows come again, let blocks below everything trained run once for each of them."""
+    settings = stage.engine.settings
+    if stage.recipe.cache_frozen and settings.total_steps > settings.steps_per_epoch:
+        tasks = [task.examples for task in stage.data.tasks if task.metric == "loss"]
+        rows = [stage.data.train, stage.data.held_out, *tasks]
+        said = keep_frozen_states(stage.engine, stage.folder.frozen_states, rows)
+        if said:
+            stage.screen.fact("frozen part", said)
+
+
+def _drop_frozen_states(stage: StageRun) -> None:
+    said = drop_frozen_states(stage.engine)
+    if said:
+        _tell(stage, said)
 
 
 # ---------------------------------------------------------------------- the loop

@@ -96,6 +96,8 @@ class Engine:
         if self.settings.gradient_checkpointing:
             # Reentrant checkpointing loses the gradients of adapters below frozen embeddings.
             module.gradient_checkpointing_enable({"use_reentrant": False})
+            # Only reentrant checkpointing needs inputs that want gradients; with them frozen blocks run backward too.
+            module.disable_input_require_grads()
             make_checkpointable(module)
         module.train()
 
