@@ -144,6 +144,7 @@ _TYPES = {
         "boolean": "true or false",
         "string": "text",
         "array": "list",
+        "mapping": "mapping",
         "or": " or ",
     },
     "zh": {
@@ -152,6 +153,7 @@ _TYPES = {
         "boolean": "true 或 false",
         "string": "文本",
         "array": "列表",
+        "mapping": "映射",
         "or": "或",
     },
 }
@@ -166,6 +168,8 @@ def _values(schema: Mapping[str, object], words: Mapping[str, str]) -> str:
         return words["or"].join(dict.fromkeys(parts))
     if isinstance(fixed, list):
         return ", ".join(str(value) for value in fixed)
+    if "$ref" in schema:
+        return words["mapping"]
     limits = [f"{sign} {_recipe_value(schema[key])}" for key, sign in _BOUNDS.items() if key in schema]
     return " ".join([words.get(str(schema.get("type")), ""), ", ".join(limits)]).strip()
 
@@ -178,6 +182,8 @@ def _recipe_value(value: object) -> str:
         return "true" if value else "false"
     if isinstance(value, tuple | list):
         return f"[{', '.join(_recipe_value(v) for v in value)}]"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{k}: {_recipe_value(v)}' for k, v in value.items())}}}"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

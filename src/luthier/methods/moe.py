@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, Self, cast
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from luthier.core.component import StageFacts
 from luthier.core.errors import ModelError, Problem
-from luthier.methods.base import Method, head_parameters, read_tensors, sizes, trainable
+from luthier.methods.base import Method, head_parameters, sizes, trainable
 
 if TYPE_CHECKING:
-    from peft import LoraConfig
     from torch import Tensor
     from transformers import PreTrainedModel
 
     from luthier.core.batch import Batch
-    from luthier.models.mixture import Mixture
 
 _BALANCE = 0.001
 """transformers' own coefficient of the balance loss."""
@@ -70,9 +68,9 @@ class Moe(Method):
     router_aux_loss: float | None = Field(default=None, ge=0)
     """Weight of the loss that keeps the experts evenly used. Left out: 0.001 where the router is trained, else 0. More (0.01) where the report shows experts without tokens."""
     upcycle: Upcycle | None = None
-    """Make a dense model a mixture first: `{experts: 4, top_k: 2}`. For Llama, Mistral, Qwen2 and Qwen3 models; optional noise and seed."""
+    """Make a dense model (Llama, Mistral, Qwen2, Qwen3) a mixture first: how many experts each layer gets, top_k (2) of them for each token; optional noise and seed."""
     join: Join | None = None
-    """Make one mixture of several runs first, each an expert of its task: a list of run folders, or `{runs: […], top_k: 2}`."""
+    """Make one mixture of several runs first, each an expert of its task: a list of run or model folders, trained from the recipe's model; or a mapping with runs, top_k (2) and seed."""
 
     title: ClassVar[str] = "Mixture of experts"
     summary: ClassVar[str] = (
@@ -115,8 +113,8 @@ class Moe(Method):
         "rank": "update 为 lora 时：每个专家更新的秩。专家很多，通常 4 到 16 即可。",
         "alpha": "update 为 lora 时：更新按 alpha / rank 缩放。",
         "router_aux_loss": "使各专家使用均衡的损失的权重。不写时：训练路由器则为 0.001，否则为 0。报告中有专家分不到词元时可加大（如 0.01）。",
-        "upcycle": "先把稠密模型变成混合专家模型：`{experts: 4, top_k: 2}`。适用于 Llama、Mistral、Qwen2 和 Qwen3 模型；另可设 noise（噪声）和 seed（种子）。",
-        "join": "先把若干次训练的结果合并成一个混合专家模型，每个结果是其任务的专家：写成运行目录的列表，或 `{runs: […], top_k: 2}`。",
+        "upcycle": "先把稠密模型（Llama、Mistral、Qwen2、Qwen3）变成混合专家模型：experts 为每层的专家数，top_k（默认 2）为每个词元选用的专家数；另可设 noise（噪声）和 seed（种子）。",
+        "join": "先把若干次训练的结果合并成一个混合专家模型，每个结果是其任务的专家：写成运行目录或模型目录的列表（都须从本配方的模型训练而来）；或写成含 runs、top_k（默认 2）和 seed 的映射。",
     }
     default_learning_rate: ClassVar[float] = 1e-4
     example: ClassVar[dict[str, object]] = {"upcycle": {"experts": 4, "top_k": 2}}
@@ -128,6 +126,10 @@ class Moe(Method):
         return {"runs": value} if isinstance(value, list | tuple) else value
 
     # ------------------------------------------------------------------ what was left out
+
+    @property
+    def freezes_most(self) -> bool:  # type: ignore[override]  # a class variable where it does not depend on fields
+        return self._is_lora or self._part == "router" or (self._part != "all" and bool(self.experts))
 
     @property
     def changes_architecture(self) -> bool:
@@ -343,11 +345,7 @@ class Moe(Method):
         routing_of(model).step(state)
 
     def report(self, model: PreTrainedModel, state: dict[str, Tensor]) -> dict[str, object]:
-        """Return how the tokens of the last steps were routed.
-
-        For each layer: the share of tokens that each expert got; `balance`, the entropy of these shares (1 is even);
-        and `entropy`, the mean entropy of a token's own probabilities (0 is certain, 1 undecided).
-        """
+        """Return how the routers sent the tokens of the last steps, and the parameters that one token passes."""
         from luthier.methods.modules.moe_routing import routing_of
         from luthier.models.mixture import active_parameters
 
@@ -357,96 +355,29 @@ class Moe(Method):
 
     def save(self, model: PreTrainedModel, folder: Path, base: str) -> None:
         """Write a whole Hugging Face folder, an adapter for PEFT, or the trained tensors beside the base's name."""
-        if self._saves_whole_model:
-            from luthier.methods.modules.moe_experts import UPDATE, merged_weights
-            from luthier.models.mixture import mixtures
+        from luthier.methods.modules import moe_files
 
-            state = {n: t for n, t in model.state_dict().items() if f".experts.{UPDATE}." not in n}
-            for layer in mixtures(model):
-                state |= {f"{layer.name}.experts.{n}": t for n, t in merged_weights(layer.experts).items()}
-            model.save_pretrained(folder, state_dict=state)
+        if self._saves_whole_model:
+            moe_files.save_whole(model, folder)
         elif self._saves_for_peft:
-            self._save_for_peft(model, folder, base)
+            moe_files.save_adapter(model, folder, base, self.rank, self.alpha, self._trains_router)
         else:
             super().save(model, folder, base)
 
     def load(self, model: PreTrainedModel, folder: Path) -> None:
+        from luthier.methods.modules import moe_files
+
         if self._saves_whole_model:
-            self._load_whole(model, folder)
+            tensors = moe_files.read_whole(model, folder)
+            trained = trainable(model)
+            self.load_state_dict(model, {n: t for n, t in tensors.items() if n in trained})
+            for name, parameter in model.named_parameters():
+                if name in tensors:  # of a joined model, no other place holds what is frozen
+                    parameter.data.copy_(tensors[name])
         elif self._saves_for_peft:
-            self._load_from_peft(model, folder)
+            self.load_state_dict(model, moe_files.read_adapter(model, folder))
         else:
             super().load(model, folder)
-
-    def _load_whole(self, model: PreTrainedModel, folder: Path) -> None:
-        """Read every tensor, frozen ones too: of a joined model no other place holds them."""
-        import torch
-
-        from luthier.methods.full import read_whole_model
-
-        tensors = read_whole_model(model, folder)
-        self.load_state_dict(model, {n: t for n, t in self._in_place(model, tensors).items() if n in trainable(model)})
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if name in tensors:
-                    parameter.copy_(tensors[name])
-
-    def _in_place(self, model: PreTrainedModel, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return a plain mixture's tensors with the slices that trained copies take, under the copies' names."""
-        from luthier.methods.modules.moe_experts import UPDATE, update_of
-        from luthier.models.mixture import mixtures
-
-        found = dict(tensors)
-        for layer in mixtures(model):
-            update = update_of(layer.experts)
-            for part in ("gate_up_proj", "down_proj") if update is not None else ():
-                fused = tensors.get(f"{layer.name}.experts.{part}")
-                if fused is not None:
-                    found[f"{layer.name}.experts.{UPDATE}.{part}"] = fused[list(self._chosen(layer.count))]
-        return found
-
-    def _save_for_peft(self, model: PreTrainedModel, folder: Path, base: str) -> None:
-        from luthier.methods.modules.moe_experts import UPDATE, peft_tensors, update_of
-        from luthier.methods.modules.peft_files import PREFIX, adapter_tensors, head_modules, write_adapter
-        from luthier.models.mixture import mixtures
-
-        layers = mixtures(model)
-        tensors = {n: t for n, t in adapter_tensors(model).items() if f".experts.{UPDATE}." not in n}
-        for layer in layers:
-            update = update_of(layer.experts)
-            place = f"{PREFIX}{layer.name}.experts."
-            tensors |= {place + n: t for n, t in peft_tensors(update, layer.count).items()}  # type: ignore[arg-type]
-        write_adapter(folder, self._peft_config(model, layers), tensors, base, head_modules(model))
-
-    def _peft_config(self, model: PreTrainedModel, layers: list[Mixture]) -> LoraConfig:
-        import copy
-
-        from peft import LoraConfig
-
-        from luthier.methods.modules.peft_files import ADAPTER, task_type
-
-        block = layers[0].name.rpartition(".")[2]
-        if self._part == "all":
-            config = cast("LoraConfig", copy.copy(model.peft_config[ADAPTER]))
-        else:
-            config = LoraConfig(r=self.rank, lora_alpha=self.alpha, target_modules=[], task_type=task_type(model))  # type: ignore[arg-type]
-        config.target_parameters = [f"{block}.experts.gate_up_proj", f"{block}.experts.down_proj"]
-        config.modules_to_save = [f"{block}.gate"] if self._trains_router else None
-        return config
-
-    def _load_from_peft(self, model: PreTrainedModel, folder: Path) -> None:
-        from luthier.methods.modules.moe_experts import UPDATE, own_tensors, update_of
-        from luthier.methods.modules.peft_files import PREFIX, WEIGHTS, own_names
-        from luthier.models.mixture import mixtures
-
-        tensors = read_tensors(folder / WEIGHTS)
-        for layer in mixtures(model):
-            place = f"{PREFIX}{layer.name}.experts."
-            laid_out = {n.removeprefix(place): tensors.pop(n) for n in list(tensors) if n.startswith(place)}
-            if laid_out:
-                own = own_tensors(update_of(layer.experts), layer.count, laid_out)  # type: ignore[arg-type]
-                tensors |= {f"{layer.name}.experts.{UPDATE}.{n}": t for n, t in own.items()}
-        self.load_state_dict(model, own_names(model, tensors))
 
     def merge(self, model: PreTrainedModel) -> PreTrainedModel:
         """Write every update into the weights; what remains is a plain mixture."""

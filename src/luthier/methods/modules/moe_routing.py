@@ -63,6 +63,7 @@ class Routing(nn.Module):
             entropy_LN = torch.special.entr(probs_LNE).sum(-1)
             passed = {
                 "routing.tokens": torch.einsum("lne,n->le", hits, real_N),
+                "routing.probability": torch.einsum("lne,n->le", probs_LNE, real_N),
                 "routing.entropy": entropy_LN @ real_N,
                 "routing.seen": real_N.sum(),
             }
@@ -73,6 +74,7 @@ class Routing(nn.Module):
         layers = len(self.names)
         return {
             "routing.tokens": torch.zeros(layers, self.experts, device=device),
+            "routing.probability": torch.zeros(layers, self.experts, device=device),
             "routing.entropy": torch.zeros(layers, device=device),
             "routing.seen": torch.zeros((), device=device),
         }
@@ -84,17 +86,23 @@ class Routing(nn.Module):
         self._sums = {}
 
     def report(self, state: dict[str, Tensor]) -> dict[str, dict[str, object]]:
-        """Return for each layer the share of tokens that went to each expert, and entropies in shares of their most."""
+        """Return for each layer what went to each expert, and entropies as shares of their most.
+
+        `share` is of the tokens' choices, `probability` the mean of what the router gave; `balance` is the entropy of the
+        shares (1: all experts alike), `entropy` the mean one of a token's probabilities (0: certain, 1: undecided).
+        """
         found: dict[str, dict[str, object]] = {}
         most = torch.tensor(float(self.experts)).log()
         for index, name in enumerate(self.names):
             tokens = state["routing.tokens"][index].cpu()
             share = tokens / tokens.sum().clamp(min=1.0)
-            certainty = state["routing.entropy"][index].cpu() / state["routing.seen"].cpu().clamp(min=1.0)
+            seen = state["routing.seen"].cpu().clamp(min=1.0)
+            probability, entropy = (state[f"routing.{n}"][index].cpu() / seen for n in ("probability", "entropy"))
             found[name] = {
                 "share": [round(float(s), 4) for s in share],
+                "probability": [round(float(p), 4) for p in probability],
                 "balance": round(float(torch.special.entr(share).sum() / most), 4),
-                "entropy": round(float(certainty / most), 4),
+                "entropy": round(float(entropy / most), 4),
             }
         return found
 
