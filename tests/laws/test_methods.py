@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from families import FAMILIES, NAMES, config, examples
+from families import ENCODERS, FAMILIES, NAMES, config, examples
 from luthier.core.component import StageFacts, component_class, kinds
 from luthier.core.errors import RunError
 from luthier.methods import base as method_base
@@ -44,7 +44,7 @@ TOKENS = torch.randint(3, 60, (2, 23), generator=torch.Generator().manual_seed(5
 def method_for(kind: str, family: str) -> Method:
     """A method with options that every family allows."""
     options = OPTIONS.get(kind, {})
-    if kind == "bitfit" and not FAMILIES[family].has_biases:
+    if kind == "bitfit" and not (FAMILIES | ENCODERS)[family].has_biases:
         options = {"norms": True}
     if kind == "moe" and family == "mixtral":
         options = {"train": "all", "experts": [0, 3], "rank": 3}

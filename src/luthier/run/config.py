@@ -192,7 +192,8 @@ class Recipe(BaseModel):
     schedule: Annotated[SerializeAsAny[Schedule], _of_family("schedule")] = Field(
         default="cosine", validate_default=True
     )
-    """How the learning rate falls after warm-up: cosine, linear or constant."""
+    """How the learning rate rises and falls: cosine, linear, constant or slanted_triangular. Without it: the method's
+    own, which is cosine for all but ulmfit."""
 
     warmup_ratio: float = Field(default=0.03, ge=0, le=1)
     """The share of the steps over which the learning rate rises from zero."""
@@ -246,6 +247,17 @@ class Recipe(BaseModel):
     @classmethod
     def _no_booleans(cls, value: object) -> object:
         return refuse_booleans(cls, value) if isinstance(value, Mapping) else value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _schedule_of_the_method(cls, value: object) -> object:
+        if not isinstance(value, Mapping) or value.get("schedule") is not None:
+            return value
+        method = value.get("method")
+        kind = method.get("kind") if isinstance(method, Mapping) else method
+        family = kinds("method").get(kind) if isinstance(kind, str) else None
+        own = family.default_schedule if family is not None and issubclass(family, Method) else "cosine"
+        return {**value, "schedule": own} if own != "cosine" else value
 
     @field_validator("evaluate", "log_to", mode="before")
     @classmethod

@@ -31,6 +31,12 @@ def _trains_replies(recipe: Recipe) -> bool:
     return recipe.objective.data_form == "conversation"
 
 
+def _warms_up(recipe: Recipe) -> bool:
+    return recipe.schedule.warms_up
+
+
+_OWN_RISE = "the schedule has a rise of its own"
+_NO_WARMUP = "remove {key}, or choose schedule: cosine"
 _HELD_OUT = ("eval_data", "eval_fraction")
 _NO_EVAL = "no rows are held out to measure on"
 _ADD_EVAL = "add eval_data: FILE or eval_fraction: 0.1, or remove {key}"
@@ -72,6 +78,8 @@ _RULES = (
         "max_steps says how long to train",
         "keep one of epochs and max_steps",
     ),
+    EffectRule("warmup_steps", ("schedule",), _warms_up, _OWN_RISE, _NO_WARMUP),
+    EffectRule("warmup_ratio", ("schedule",), _warms_up, _OWN_RISE, _NO_WARMUP),
     EffectRule(
         "warmup_ratio",
         ("warmup_steps",),
