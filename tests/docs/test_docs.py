@@ -36,7 +36,9 @@ PAGES = sorted(
     for page in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "src" / "luthier" / "starter" / "CARD.md")
     if page.name != "contract.md"
 )
-EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
+COMPARISON = ROOT / "examples" / "all-methods.yaml"
+"""No recipe: it varies one, and has tests of its own."""
+EXAMPLES = sorted(set((ROOT / "examples").glob("*.yaml")) - {COMPARISON})
 OWN_EXAMPLES = {"design.md"}
 """Pages whose recipes use components that the page itself adds; their own test trains with them."""
 

@@ -232,6 +232,26 @@ def chat(
 
 
 @app.command()
+def compare(
+    words: Annotated[
+        list[str],
+        typer.Argument(metavar="FILE|RUN…", help="A file of variants (and KEY=VALUE for all of them), or runs."),
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The folder of the runs and the table. Without it: runs/ and the name.")
+    ] = None,
+    json: AsJson = False,
+) -> None:
+    """Train variants of one recipe at the same data and budget, and lay them, or any runs, side by side.
+
+    Example: luthier compare examples/all-methods.yaml, or luthier compare runs/a runs/b
+    """
+    from luthier.cli import compare as verb
+
+    verb.run(words, out, json)
+
+
+@app.command()
 def show(run: RunPath, json: AsJson = False) -> None:
     """Show how a run went: losses, measurements, samples.
 
