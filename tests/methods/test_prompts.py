@@ -26,8 +26,11 @@ from transformers import (
 
 from families import CONTEXT, NAMES, WINDOW, enlarge, examples, tokenizer
 from luthier.core.component import StageFacts
-from luthier.core.errors import ModelError, Problem
+from luthier.core.errors import ModelError, Problem, RunError
+from luthier.export.folders import export_peft
 from luthier.methods.base import Method, trainable
+from luthier.methods.hybrid import Hybrid
+from luthier.methods.lora import Lora
 from luthier.methods.p_tuning import PTuning
 from luthier.methods.p_tuning_v2 import PTuningV2
 from luthier.methods.prefix import Prefix
@@ -338,6 +341,53 @@ def test_the_folder_holds_what_peft_reads_and_a_network_only_beside_it(
     with torch.no_grad():
         torch.testing.assert_close(stored["prompt_embeddings"], virtual(), rtol=0, atol=1e-6)
     assert (tmp_path / "trained.safetensors").is_file() == (len(trainable(model.module)) > 1)
+
+
+@pytest.mark.parametrize("method", [Prompt(tokens=4), Prefix(tokens=4, projection=True)], ids=lambda m: m.kind)
+def test_an_export_opens_in_peft_with_the_runs_logits(method: Method, loaded: Loaded, tmp_path: Path) -> None:
+    model = loaded("llama")
+    plain = loaded("llama").module.eval()(input_ids=TOKENS).logits
+    method.prepare(model.module)
+    (tmp_path / "checkpoint").mkdir()
+    method.save(model.module, tmp_path / "checkpoint", base=model.path)
+    model.module.eval()
+    assert (model.module(input_ids=TOKENS).logits - plain).abs().max() > 1e-2
+    assert export_peft(model, tmp_path / "checkpoint", tmp_path / "out").drift < 1e-5
+
+
+def test_a_folder_of_another_length_or_without_its_network_is_refused(loaded: Loaded, tmp_path: Path) -> None:
+    module, longer = loaded("llama").module, loaded("llama").module
+    Prompt(tokens=4).prepare(module)
+    Prompt(tokens=4).save(module, tmp_path, base="somewhere")
+    Prompt(tokens=5).prepare(longer)
+    with pytest.raises(RunError, match="other shape"):
+        Prompt(tokens=5).load(longer, tmp_path)
+    written = loaded("llama").module
+    PTuning(tokens=4).prepare(written)
+    with pytest.raises(RunError, match=r"trained\.safetensors"):
+        PTuning(tokens=4).load(written, tmp_path)
+
+
+# ---------------------------------------------------------------------- beside other methods
+
+
+def test_beside_lora_both_are_trained_and_the_prompts_network_gets_no_adapter(loaded: Loaded) -> None:
+    for parts in ([PTuning(tokens=4), Lora(rank=2)], [Lora(rank=2), PTuning(tokens=4)]):
+        model = loaded("llama")
+        method = Hybrid(parts=tuple(parts))
+        assert method.reserved_positions == 4
+        running = engine(model, method)
+        before = {n: p.detach().clone() for n, p in trainable(model.module).items()}
+        assert any("lora_B" in n for n in before)
+        assert not any("virtual_tokens" in n and "lora" in n for n in before)
+        running.train_step(examples([9, 14, 5]))
+        running.train_step(examples([9, 14, 5]))
+        assert all(not torch.equal(p, before[n]) for n, p in trainable(model.module).items())
+
+
+def test_two_prompts_at_once_are_refused(loaded: Loaded) -> None:
+    with pytest.raises(ModelError, match="already"):
+        Hybrid(parts=(Prompt(tokens=4), Prefix(tokens=4))).prepare(loaded("llama").module)
 
 
 # ---------------------------------------------------------------------- published counts
