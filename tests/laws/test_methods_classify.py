@@ -179,7 +179,11 @@ def test_merged_it_is_a_plain_model_that_transformers_opens_with_the_names_of_th
             journey.method.merge(model.module)
         return
     model.module.eval()
-    merged = journey.method.merge(model.module)
+    try:
+        merged = journey.method.merge(model.module)
+    except RunError as refusal:  # a family that has no place for what was trained
+        assert "cannot be merged" in str(refusal)
+        return
     merged.save_pretrained(tmp_path)
     reloaded, info = AutoModelForSequenceClassification.from_pretrained(
         tmp_path, output_loading_info=True, dtype=torch.float32

@@ -95,7 +95,7 @@ class Classifier(LoadedModel):
             if not isinstance(children[names[0]], nn.Linear):  # RoBERTa's head takes the first of many positions itself
                 return children[names[0]](features_SF[:, None]).float()
             for name, child in children.items():
-                if name != self.module.base_model_prefix:
+                if name in names or isinstance(child, nn.Dropout):
                     features_SF = child(features_SF)
             return features_SF.float()
 

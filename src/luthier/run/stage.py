@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, cast
 from luthier.core.errors import Interrupted, RecipeError
 from luthier.core.rundir import RunDir, StageDir, write_atomic, write_json
 from luthier.data.stream import Stream
+from luthier.evaluate.classes import class_scores, predict_texts
 from luthier.evaluate.measure import answer, exact_match, held_out_loss
 from luthier.models.files import ModelFacts, local_folder
 from luthier.models.load import load_config, load_tokenizer
@@ -30,13 +31,14 @@ from luthier.run.screen import Screen
 from luthier.train.audit import Audit, audit, digests
 from luthier.train.checkpoint import device_peak_bytes, load_checkpoint, require_base, save_checkpoint
 from luthier.train.engine import Engine, Settings
+from luthier.train.features import keep_features
 from luthier.train.frozen_cache import drop_frozen_states, keep_frozen_states
 from luthier.train.hooks.trackers import Tracker, make_trackers
 from luthier.train.microbatch import Cut, auto_cut
 from luthier.train.probe import StageProbe
 
 if TYPE_CHECKING:
-    from luthier.models.causal import CausalModel
+    from luthier.models.loaded import LoadedModel
     from luthier.optim.adamw import AdamW
     from luthier.run.config import Recipe
 
@@ -67,7 +69,7 @@ class StageRun:
     folder: StageDir
     screen: Screen
     data: StageData
-    model: CausalModel
+    model: LoadedModel
     engine: Engine
     stream: Stream
     progress: Progress = field(default_factory=Progress)
@@ -90,7 +92,7 @@ def run_stage(recipe: Recipe, found: Examined, run: RunDir, folder: StageDir, sc
     rendering = _open_tokenizer(recipe, found)
     data = render_stage(rendering, found, run, screen)
     found.release_rows()
-    model = load_for(recipe, rendering.tokenizer)
+    model = load_for(recipe, rendering.tokenizer, _class_names(folder, data))
     model.packs = model.packs and recipe.packing
     recipe = _choose(recipe, folder, data, model)
     stage = _assemble(recipe, folder, screen, data, model)
@@ -136,10 +138,18 @@ def _open_tokenizer(recipe: Recipe, found: Examined) -> Rendering:
         wrong = misfits(recipe, facts, found.data)
         if wrong:
             raise RecipeError(*wrong)
-    return Rendering(recipe, tokenizer, longest_sequence(recipe, facts), facts.context_length)
+    return Rendering(recipe, tokenizer, longest_sequence(recipe, facts), facts.context_length, found.classes)
 
 
-def _choose(recipe: Recipe, folder: StageDir, data: StageData, model: CausalModel) -> Recipe:
+def _class_names(folder: StageDir, data: StageData) -> list[str] | None:
+    """Return the names of a classifier's classes, after writing them down for whoever opens the run."""
+    if data.classes is None:
+        return None
+    write_json(folder.labels, {"labels": data.classes.labels, "names": data.classes.names})
+    return list(data.classes.names)
+
+
+def _choose(recipe: Recipe, folder: StageDir, data: StageData, model: LoadedModel) -> Recipe:
     """Return the recipe with its method as decided from the data; decided once, and read back by a resumed run."""
     if folder.method.is_file():
         return with_chosen_method(recipe, folder.method)
@@ -151,7 +161,7 @@ def _choose(recipe: Recipe, folder: StageDir, data: StageData, model: CausalMode
     return recipe.model_copy(update={"method": method})
 
 
-def _assemble(recipe: Recipe, folder: StageDir, screen: Screen, data: StageData, model: CausalModel) -> StageRun:
+def _assemble(recipe: Recipe, folder: StageDir, screen: Screen, data: StageData, model: LoadedModel) -> StageRun:
     import torch
 
     stream = Stream(len(data.train), recipe.batch_size, recipe.seed)
@@ -159,6 +169,11 @@ def _assemble(recipe: Recipe, folder: StageDir, screen: Screen, data: StageData,
     warmup = recipe.warmup_steps if recipe.warmup_steps is not None else round(recipe.warmup_ratio * total)
     torch.manual_seed(recipe.seed)
     recipe.method.prepare(model.module)
+    cut = _cut(recipe, model)
+    if recipe.method.keeps_features:
+        parts = [data.train, data.held_out, *(task.examples for task in data.tasks)]
+        count = keep_features(model, parts, folder.features, cut)
+        screen.fact("features", f"of {count:,} sequences, computed once: {folder.features}")
     engine = Engine(
         model,
         recipe.method,
@@ -175,7 +190,7 @@ def _assemble(recipe: Recipe, folder: StageDir, screen: Screen, data: StageData,
             seed=recipe.seed,
             gradient_checkpointing=recipe.gradient_checkpointing,
         ),
-        cut=_cut(recipe, model),
+        cut=cut,
     )
     if recipe.method.in_words():
         screen.fact("chosen", recipe.method.in_words())
@@ -198,7 +213,7 @@ def _place(device: str) -> str:
     return f"{device} ({threads} thread{'s' if threads > 1 else ''})" if device == "cpu" else device
 
 
-def _cut(recipe: Recipe, model: CausalModel) -> Cut:
+def _cut(recipe: Recipe, model: LoadedModel) -> Cut:
     if recipe.micro_batch_size == "auto":
         return auto_cut(model.module.config.get_text_config(), model.device.type)
     return Cut(recipe.micro_batch_size, None)
@@ -236,7 +251,8 @@ def _resume(stage: StageRun) -> None:
 def _keep_frozen_states(stage: StageRun) -> None:
     """Where rows come again, let blocks below everything trained run once for each of them."""
     settings = stage.engine.settings
-    if stage.recipe.cache_frozen and settings.total_steps > settings.steps_per_epoch:
+    has_more = not stage.recipe.method.keeps_features  # otherwise nothing of the model runs but the head
+    if stage.recipe.cache_frozen and has_more and settings.total_steps > settings.steps_per_epoch:
         tasks = [task.examples for task in stage.data.tasks if task.metric == "loss"]
         rows = [stage.data.train, stage.data.held_out, *tasks]
         said = keep_frozen_states(stage.engine, stage.folder.frozen_states, rows)
@@ -391,6 +407,8 @@ def _measured_before(stage: StageRun) -> tuple[dict[str, dict], list[dict[str, s
 
 def _measure(stage: StageRun) -> tuple[dict[str, dict], list[str]]:
     """Return every measure by name, and the sample answers."""
+    if stage.data.classes is not None:
+        return _measure_classes(stage)
     scores: dict[str, dict] = {}
     if stage.data.held_out:
         scores[HELD_OUT] = held_out_loss(stage.model, stage.data.held_out, stage.engine.cut).as_dict()
@@ -402,6 +420,20 @@ def _measure(stage: StageRun) -> tuple[dict[str, dict], list[str]]:
         scores[task.name] = score.as_dict()
     answers = answer(stage.model, [s.record for s in stage.data.samples], max_new_tokens=64)
     return scores, answers
+
+
+def _measure_classes(stage: StageRun) -> tuple[dict[str, dict], list[str]]:
+    """Return loss, accuracy and macro-F1 on the held-out rows, the tasks, and the classes of the samples."""
+    scores: dict[str, dict] = {}
+    model, data = stage.model, stage.data
+    if data.held_out:
+        for name, score in class_scores(model, data.held_out, stage.engine.cut).items():
+            scores[f"held-out {name}"] = score.as_dict()
+    for task in data.tasks:
+        scores[task.name] = class_scores(model, task.examples, stage.engine.cut)[task.metric].as_dict()
+    names = data.classes.names if data.classes is not None else ()
+    shown = [sample.record for sample in data.samples]
+    return scores, predict_texts(model, shown).named(names) if shown else []
 
 
 def _settle(stage: StageRun) -> str:
