@@ -85,6 +85,11 @@ class Method(Component):
         return None
 
     @property
+    def base_quantization(self) -> tuple[Literal["nf4", "fp4"], bool]:
+        """Type of a 4-bit base's numbers, and whether their scales are quantised too."""
+        return "nf4", True
+
+    @property
     def reserved_positions(self) -> int:
         """Places of the model's context that the method itself fills, before every sequence."""
         return 0

@@ -169,12 +169,20 @@ class Lora(Method):
         wrong = self._contradictions()
         if wrong:
             raise ModelError(*wrong)
+        if self.base_bits is not None:
+            from luthier.models.quantized import require_bitsandbytes
+
+            require_bitsandbytes()
         choice = self._choice(model)
         inject(model, self._peft_config(model, choice))
         for module in model.modules():
             if type(module) is Linear:
                 # The same layer with another forward: PEFT offers no public way to name a subclass of its own layer.
                 module.__class__ = FusedLoraLinear
+        if self.base_bits is not None:
+            from luthier.methods.modules.quantized_lora import fuse
+
+            fuse(model)
         if self.init == "pissa":
             from luthier.methods.modules.pissa_linear import start_from_principal
 

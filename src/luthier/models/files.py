@@ -196,7 +196,7 @@ def _headers(folder: Path) -> Iterator[dict[str, dict]]:
     Raises:
         ModelError: no weights, shards missing, or files that are broken; all of them.
     """
-    names = _weight_files(folder)
+    names = weight_files(folder)
     problems: list[Problem] = []
     headers = []
     for name in names:
@@ -209,7 +209,12 @@ def _headers(folder: Path) -> Iterator[dict[str, dict]]:
     yield from headers
 
 
-def _weight_files(folder: Path) -> list[str]:
+def weight_files(folder: Path) -> list[str]:
+    """Return the names of the files that hold the weights, in order.
+
+    Raises:
+        ModelError: there are none, some are missing, or they are pickles.
+    """
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         try:

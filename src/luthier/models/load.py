@@ -17,6 +17,7 @@ from luthier.models.classifier import Classifier, class_config, probe_classifier
 from luthier.models.files import inspect_model, local_folder
 from luthier.models.heads import head_modules, mark_new
 from luthier.models.loaded import LoadedModel
+from luthier.models.quantized import Quantization, load_streaming, quantize
 
 if TYPE_CHECKING:
     import torch
@@ -37,6 +38,7 @@ def load_model(
     device: str | None = None,
     frozen_in_16_bits: bool = False,
     base_bits: Literal[4, 8] | None = None,
+    base_quantization: tuple[Literal["nf4", "fp4"], bool] = ("nf4", True),
     tokenizer: PreTrainedTokenizerBase | None = None,
     classes: Sequence[str] | None = None,
 ) -> LoadedModel:
@@ -46,6 +48,8 @@ def load_model(
     compute dtype, for methods that leave nearly all of them frozen (the few trained ones go back to float32).
 
     Args:
+        base_bits: 4 or 8 keeps the matrices of the backbone in so many bits.
+        base_quantization: the type of 4-bit numbers, and whether their scales are quantised too.
         classes: names of classes, to load the model as a classifier; a head that the folder lacks is drawn from `seed`.
 
     Raises:
@@ -63,11 +67,18 @@ def load_model(
     if classes is not None:
         config = class_config(config, classes, settle_padding(tokenizer))
     torch.manual_seed(seed)
-    if from_scratch:
-        module = _random_model(where, config, trust_remote_code, classes is not None)
-    else:
-        module, notes = _pretrained(where, config, revision, trust_remote_code, stored, classes is not None)
-        _refuse_non_finite(module, where)
+    how = None if base_bits is None else Quantization(base_bits, *base_quantization)
+    module = None
+    if how is not None and classes is None and not from_scratch and not trust_remote_code:
+        module = load_streaming(where, config, how, stored, device)
+    if module is None:
+        if from_scratch:
+            module = _random_model(where, config, trust_remote_code, classes is not None)
+        else:
+            module, notes = _pretrained(where, config, revision, trust_remote_code, stored, classes is not None)
+            _refuse_non_finite(module, where)
+        if how is not None:
+            quantize(module, how, device)
     _check_vocabulary(module, tokenizer, where)
     module.to(torch.device(device))  # type: ignore[arg-type]  # annotated for a class, where it is called on objects
     model: LoadedModel
@@ -145,7 +156,6 @@ def _pretrained(
 ) -> tuple[PreTrainedModel, list[str]]:
     """Return the model, and what the user is told about its head."""
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
-
     from transformers.utils import logging
 
     before = logging.get_verbosity()

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from luthier.core.errors import Problem, RunError
-from luthier.core.rundir import RESOLVED, STATE, RunDir, StageDir, read_json
+from luthier.core.rundir import RESOLVED, STATE, RunDir, StageDir, final_checkpoint, read_json
 from luthier.run.config import Recipe, build_component, require_recipe
 from luthier.run.draft import Draft
 
@@ -39,24 +38,6 @@ def kept_recipe(run: RunDir) -> Draft:
     return Draft.of_mapping(values if isinstance(values, dict) else {})
 
 
-def final_checkpoint(run: RunDir) -> Path:
-    """Return the checkpoint that is the run's result: what the report names, else the best or the newest so far.
-
-    Raises:
-        RunError: there is no complete checkpoint yet.
-    """
-    named = read_json(run.report).get("final_checkpoint") if run.report.is_file() else None
-    if isinstance(named, str) and (run.path / named / "DONE").is_file():
-        return run.path / named
-    complete = {c.name: c for stage in run.stages() for c in stage.complete_checkpoints()}
-    if not complete:
-        remedy = f"let it train: luthier resume {run.path}"
-        raise RunError(Problem("The run has no complete checkpoint yet.", str(run.path), remedy))
-    newest = list(complete.values())[-1]
-    best = read_json(newest / STATE).get("best_step")
-    return complete.get(StageDir(run.path).checkpoint(best).name, newest) if isinstance(best, int) else newest
-
-
 def load_for(
     recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None = None, classes: Sequence[str] | None = None
 ) -> LoadedModel:
@@ -80,6 +61,7 @@ def load_for(
         seed=recipe.seed,
         frozen_in_16_bits=recipe.method.freezes_most,
         base_bits=recipe.method.base_bits,
+        base_quantization=recipe.method.base_quantization,
         tokenizer=tokenizer,
         classes=classes,
     )

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from luthier.core.errors import ModelError, Problem
 from luthier.methods.base import head_parameters, read_tensors, trainable
+from luthier.models.quantized import has_quantized, is_quantized, make_dense
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,6 +51,10 @@ def task_type(model: nn.Module) -> str:
 def train_modules(model: nn.Module, names: list[str]) -> None:
     """Train whole modules in place; in the files they stand as PEFT's `modules_to_save`."""
     for name in names:
+        if any(is_quantized(module) for module in model.get_submodule(name).modules()):
+            remedy = "name modules without large matrices (norms, lm_head), or adapt this one as a target"
+            what = f"{name} is kept in {'4' if model.is_loaded_in_4bit else '8'} bits, so it cannot be trained in full."  # type: ignore[union-attr]
+            raise ModelError(Problem(what, "method.modules_to_save", remedy))
         for parameter in model.get_submodule(name).parameters():
             parameter.requires_grad_(True)
     to_float32(model)
@@ -155,6 +160,12 @@ def fold_in(model: PreTrainedModel) -> PreTrainedModel:
 
     found = (BaseTunerLayer, ModulesToSaveWrapper, TrainableTokensWrapper)
     layers = {n: m for n, m in model.named_modules() if isinstance(m, found)}
+    if has_quantized(model):  # the sum of a matrix in few bits and its update needs more bits
+        from luthier.methods.modules.quantized_lora import make_dense as make_dense_below
+
+        for module in layers.values():
+            make_dense_below(module)
+        make_dense(model)
     for module in layers.values():
         if isinstance(module, BaseTunerLayer):
             module.merge(safe_merge=True)  # type: ignore[operator]
