@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import (
+    AutoModelForSequenceClassification,
     BertConfig,
     GPT2Config,
     LlamaConfig,
@@ -24,7 +25,9 @@ from luthier.core.component import StageFacts, component_class, kinds
 from luthier.core.errors import ModelError
 from luthier.methods.base import Method, head_parameters, trainable
 from luthier.models.shapes import count_parameters, is_encoder, meta_model
+from luthier.objectives.classify import Classify
 from luthier.objectives.sft import Sft
+from luthier.run.parameters import count_trained
 
 # As the configs on the hub have them, and the totals that their model cards (safetensors metadata) give.
 REAL: list[tuple[str, PreTrainedConfig, int]] = [
@@ -66,6 +69,8 @@ REAL: list[tuple[str, PreTrainedConfig, int]] = [
     ("GPT-2", GPT2Config(), 124_439_808),
 ]
 BERT = BertConfig()
+HYBRID: dict[str, object] = {"parts": [{"kind": "layers", "blocks": [-1]}, {"kind": "lora", "targets": ["*.0.*"]}]}
+"""Its example is for models of more blocks than the tiny ones have."""
 ROBERTA = RobertaConfig(vocab_size=50265, max_position_embeddings=514, type_vocab_size=1)
 
 
@@ -132,9 +137,7 @@ def test_numbers_packed_into_a_byte_count_one_by_one():
 def test_a_method_applied_without_memory_trains_and_adds_what_the_built_one_does(kind: str, family: str):
     table = component_class("method", kind)
     assert issubclass(table, Method)
-    # The example of hybrid is for models of more blocks than these have.
-    parts = {"parts": [{"kind": "layers", "blocks": [-1]}, {"kind": "lora", "targets": ["*.0.*"]}]}
-    for settings in ({}, parts if kind == "hybrid" else table.example):
+    for settings in ({}, HYBRID if kind == "hybrid" else table.example):
         method = table.model_validate({"kind": kind, **settings})
         facts = StageFacts(method=method, objective=Sft(), model_config=config(family).to_dict())
         if not [p for p in method.problems(facts) if p.severity == "error"]:
@@ -143,6 +146,28 @@ def test_a_method_applied_without_memory_trains_and_adds_what_the_built_one_does
         pytest.skip(f"{kind} refuses {family}")
     built, empty = build(family), meta_model(config(family))
     counted = method.count(empty)
+    method.prepare(built)
+    with torch.device("meta"):
+        method.prepare(empty)
+    assert counted == count_parameters(empty, only_trained=True)
+    assert counted == sum(p.numel() for p in trainable(built).values())
+    assert count_parameters(empty) == sum(p.numel() for p in built.parameters())
+
+
+@pytest.mark.parametrize("family", ["bert", "llama"])
+@pytest.mark.parametrize("kind", kinds("method"))
+def test_a_classifier_without_memory_trains_and_adds_what_the_built_one_does(kind: str, family: str):
+    table = component_class("method", kind)
+    assert issubclass(table, Method)
+    method = table.model_validate({"kind": kind, **(HYBRID if kind == "hybrid" else table.example)})
+    facts = StageFacts(method=method, objective=Classify(), model_config=config(family).to_dict())
+    if [p for p in method.problems(facts) if p.severity == "error"]:
+        pytest.skip(f"{kind} refuses {family}")
+    sizes = config(family)
+    sizes.num_labels = 3
+    built = AutoModelForSequenceClassification.from_config(sizes, dtype=torch.float32)
+    empty = meta_model(config(family), classes=3)
+    counted = count_trained(method, empty)
     method.prepare(built)
     with torch.device("meta"):
         method.prepare(empty)

@@ -7,6 +7,7 @@ adds beside them.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -122,6 +123,8 @@ def count_methods(name: str) -> MethodCounts:
 
 
 def _count_method(kind: str, model: PreTrainedModel, goal: Objective) -> MethodCount:
+    import torch
+
     family = component_class("method", kind)
     assert issubclass(family, Method)
     reason = ""
@@ -132,6 +135,9 @@ def _count_method(kind: str, model: PreTrainedModel, goal: Objective) -> MethodC
             wrong = [p for p in method.problems(facts) if p.severity == "error"]
             if wrong:
                 raise RecipeError(*wrong)
+            if settings:  # an example was written for some model: whether it fits this one shows when it is applied
+                with torch.device("meta"):
+                    method.prepare(copy.deepcopy(model))
             return MethodCount(kind, family.title, dict(settings), count_trained(method, model))
         except UserError as error:
             reason = reason or " ".join(p.what for p in error.problems)
