@@ -157,6 +157,24 @@ class RunDir:
         return run
 
 
+def final_checkpoint(run: RunDir) -> Path:
+    """Return the checkpoint that is the run's result: what the report names, else the best or the newest so far.
+
+    Raises:
+        RunError: there is no complete checkpoint yet.
+    """
+    named = read_json(run.report).get("final_checkpoint") if run.report.is_file() else None
+    if isinstance(named, str) and (run.path / named / "DONE").is_file():
+        return run.path / named
+    complete = {c.name: c for stage in run.stages() for c in stage.complete_checkpoints()}
+    if not complete:
+        remedy = f"let it train: luthier resume {run.path}"
+        raise RunError(Problem("The run has no complete checkpoint yet.", str(run.path), remedy))
+    newest = list(complete.values())[-1]
+    best = read_json(newest / STATE).get("best_step")
+    return complete.get(StageDir(run.path).checkpoint(best).name, newest) if isinstance(best, int) else newest
+
+
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Write a file so that a reader sees the old content or the new, never a part.
 
