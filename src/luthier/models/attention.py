@@ -42,8 +42,14 @@ class Prefix:
         return self.states.shape[2]
 
     def before(self, module: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Return keys and values (B, K, P + S, D) of a layer with its prefix before them."""
-        layer = int(module.layer_idx)  # type: ignore[arg-type]
+        """Return keys and values (B, K, P + S, D) of a layer with its prefix before them.
+
+        Raises:
+            NotImplementedError: the module does not know its layer (ALBERT has one for all).
+        """
+        layer = vars(module).get("layer_idx")
+        if not isinstance(layer, int):
+            raise NotImplementedError("attention that does not know its layer")
         self.seen.add(layer)
         own = self.states[2 * layer : 2 * layer + 2].to(key.dtype)[:, None].expand(-1, key.shape[0], -1, -1, -1)
         return torch.cat([own[0], key], dim=2), torch.cat([own[1], value], dim=2)
@@ -93,18 +99,15 @@ def segmented_attention(
         raise NotImplementedError("attention sinks")
     is_causal = bool(getattr(module, "is_causal", True))  # false in encoders; as transformers asks it
     is_whole = attention_mask is None and query.shape[2] == key.shape[2]
+    window = None if cu_seq_lens_q is None and kv_prefix is None else _known_window(module, sliding_window, is_causal)
     if cu_seq_lens_q is None and (kv_prefix is None or not is_whole):
         if kv_prefix is not None:
-            window = _known_window(module, sliding_window)
             attention_mask = _prefixed_mask(attention_mask, kv_prefix, window, query, key)
             key, value = kv_prefix.before(module, key, value)
         # No mask and several queries means plain causal; a single query (generation) sees everything before it.
         causal = is_causal and attention_mask is None and query.shape[2] > 1
         out = _attend(query, key, value, attention_mask, dropout, scaling, softcap, is_causal=causal)
         return out.transpose(1, 2).contiguous(), None
-    window = _known_window(module, sliding_window)
-    if window is not None and not is_causal:
-        raise NotImplementedError("a window that looks both ways")
     if cu_seq_lens_q is None:
         lengths = (query.shape[2],)
     else:
@@ -125,8 +128,10 @@ def segmented_attention(
     return torch.cat(parts, dim=1), None
 
 
-def _known_window(module: nn.Module, window: int | None) -> int | None:
+def _known_window(module: nn.Module, window: int | None, is_causal: bool) -> int | None:
     """Return the layer's window; the mask cannot tell it where there is none."""
+    if window is not None and not is_causal and window != _UNSAID:
+        raise NotImplementedError("a window that looks both ways")
     if window != _UNSAID:
         return window
     if getattr(getattr(module, "config", None), "sliding_window", None):

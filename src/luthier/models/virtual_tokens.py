@@ -101,6 +101,7 @@ def add_prefix(model: PreTrainedModel, encoder: nn.Module, size: int) -> None:
     backbone.register_forward_pre_hook(_hand_prefix, with_kwargs=True)
     attention.register()
     model.set_attn_implementation(attention.NAME)
+    _number_layers(backbone, prefix_shape(model.config).layers)
     if model.device.type != "meta":
         _require_every_layer(model, backbone)
 
@@ -125,6 +126,14 @@ def _of(backbone: nn.Module) -> VirtualTokens:
     found = backbone.get_submodule(NAME)
     assert isinstance(found, VirtualTokens)
     return found
+
+
+def _number_layers(backbone: nn.Module, layers: int) -> None:
+    """Give attentions that do not know their layer (DistilBERT's) its number."""
+    unnumbered = [m for m in backbone.modules() if "is_causal" in vars(m) and "layer_idx" not in vars(m)]
+    if len(unnumbered) == layers:
+        for index, module in enumerate(unnumbered):
+            module.layer_idx = index  # type: ignore[assignment]
 
 
 def _require_every_layer(model: PreTrainedModel, backbone: nn.Module) -> None:
@@ -255,8 +264,15 @@ def _remove(backbone: nn.Module, args: tuple[object, ...], out: ModelOutput) -> 
         out["hidden_states"] = tuple(_take(states, kept) for states in out["hidden_states"])
     if out.get("pooler_output") is not None:
         # An encoder sums a text up at its first token, not at a virtual one.
-        out["pooler_output"] = backbone.get_submodule("pooler")(hidden)
+        out["pooler_output"] = _pooled(backbone, hidden)
     return out
+
+
+def _pooled(backbone: nn.Module, hidden_BTH: Tensor) -> Tensor:
+    pooler = backbone.get_submodule("pooler")
+    if isinstance(pooler, nn.Linear):  # ALBERT takes the first token itself, and the activation apart
+        return backbone.get_submodule("pooler_activation")(pooler(hidden_BTH[:, 0]))
+    return pooler(hidden_BTH)
 
 
 def _take(states_BTH: Tensor, places_BT: Tensor) -> Tensor:
