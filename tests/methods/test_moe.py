@@ -24,13 +24,17 @@ from transformers import (
 from families import build, config, examples, tokenizer, write
 from luthier.core.component import StageFacts
 from luthier.core.errors import ModelError
+from luthier.export.experts import join_experts, replace_expert
 from luthier.methods.base import trainable
 from luthier.methods.full import Full
+from luthier.methods.ia3 import Ia3
 from luthier.methods.layers import Layers
+from luthier.methods.lora import Lora
 from luthier.methods.modules.moe_routing import routing_of
 from luthier.methods.moe import Join, Moe, Upcycle
+from luthier.methods.prompt import Prompt
 from luthier.models.load import load_model
-from luthier.models.mixture import active_parameters, become_mixture, join_experts, mixtures, replace_expert
+from luthier.models.mixture import active_parameters, become_mixture, mixtures
 from luthier.objectives.sft import Sft
 from luthier.train.audit import audit, digests
 from luthier.train.microbatch import Cut
@@ -418,6 +422,32 @@ def test_joined_runs_asked_for_one_expert_are_that_run(
         alone = AutoModelForCausalLM.from_pretrained(run, dtype=torch.float32)
         torch.testing.assert_close(logits(joined), logits(alone), rtol=0, atol=5e-6)
     assert load_model(str(out)).packs
+
+
+def test_what_any_method_has_trained_can_become_an_expert(family_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    base, folders, trained = family_folder("llama"), [], []
+    for index, method in enumerate((Lora(rank=2, targets="mlp"), Layers(patterns=("*.mlp.*",)), Ia3(targets="mlp"))):
+        running = engine(load_model(str(base)), method)
+        for step in range(2):
+            running.train_step(examples([9, 14, 5, 20], seed=step, share=1.0))
+        folders.append(tmp_path / f"run{index}")
+        folders[-1].mkdir()
+        method.save(running.model.module, folders[-1], base=str(base))
+        trained.append(logits(running.model.module))
+    out = join_experts(str(base), [str(folder) for folder in folders], tmp_path / "joined")
+    for index, alone in enumerate(trained):
+        joined = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
+        _ask_only(joined, index)
+        torch.testing.assert_close(logits(joined), alone, rtol=0, atol=2e-5)
+
+
+def test_a_prompt_cannot_become_an_expert(family_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    base, method = family_folder("llama"), Prompt(tokens=4)
+    model = load_model(str(base)).module
+    method.prepare(model)
+    method.save(model, tmp_path, base=str(base))
+    with pytest.raises(ModelError, match="cannot become an expert"):
+        Moe.model_validate({"join": [str(base), str(tmp_path)]}).apply(build("llama"))
 
 
 def test_what_is_no_feed_forward_is_averaged_where_runs_differ_and_kept_where_they_agree(

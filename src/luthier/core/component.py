@@ -56,7 +56,10 @@ class Component(BaseModel):
             _TABLE[cls.family][kind.default] = cls
 
     def located(self, find: Callable[[str], Path]) -> Self:
-        """Return the component with absolute paths; `find` looks one up as the paths of a recipe are looked up."""
+        """Return the component with absolute paths.
+
+        `find` looks a path up as the paths of a recipe are looked up; of a run it gives the final checkpoint.
+        """
         return self
 
     def problems(self, facts: StageFacts) -> list[Problem]:

@@ -262,7 +262,7 @@ class Moe(Method):
         watch(model, layers)
 
     def _make_mixture(self, model: PreTrainedModel) -> None:
-        from luthier.models.mixture import become_mixture, join_into
+        from luthier.models.mixture import become_mixture
 
         if self.upcycle:
             new = self.upcycle
@@ -270,7 +270,9 @@ class Moe(Method):
         elif self.join and model.device.type == "meta":  # sizes are wanted, and they do not depend on the runs
             become_mixture(model, len(self.join.runs), self.join.top_k)
         elif self.join:
-            join_into(model, self.join.runs, self.join.top_k, self.join.seed)
+            from luthier.methods.modules.task_experts import join_runs
+
+            join_runs(model, self.join.runs, self.join.top_k, self.join.seed)
 
     def _chosen(self, count: int) -> tuple[int, ...]:
         return tuple(sorted(self.experts)) or tuple(range(count))

@@ -1,4 +1,4 @@
-"""Mixture-of-experts models: found in a model, made from dense ones, joined from runs, changed expert by expert.
+"""Mixture-of-experts models: found in a model, made of a dense one, joined of several, changed expert by expert.
 
 A dense Llama, Mistral or Qwen becomes a mixture of the architecture that has its attention: Mixtral, Qwen2-MoE or
 Qwen3-MoE. Every expert is a feed-forward of the dense model's shape, and the weights of the chosen ones sum to one, so
@@ -12,10 +12,8 @@ Shape legend: E experts, I intermediate size, H hidden size.
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from luthier.core.errors import ModelError, Problem
@@ -265,142 +263,69 @@ def _new_tensor(
     return torch.randn(blank.shape, generator=draw) * config.initializer_range
 
 
-# ---------------------------------------------------------------------- runs → experts of one mixture
+# ---------------------------------------------------------------------- dense models → experts of one mixture
 
 
-def join_into(model: PreTrainedModel, runs: Sequence[str], top_k: int, seed: int = 0) -> None:
-    """Make a dense model a mixture in place, whose expert i is the feed-forward of run i.
+def join_into(
+    model: PreTrainedModel, parts: Iterable[dict[str, Tensor]], count: int, top_k: int, seed: int = 0
+) -> None:
+    """Make a dense model a mixture in place, whose expert i is the feed-forward of part i.
 
-    What is not feed-forward is averaged over the runs, as Branch-Train-MiX does; where all agree it keeps its bits.
+    What is not feed-forward is averaged over the parts, as Branch-Train-MiX does; where all agree it keeps its bits.
 
     Args:
-        runs: run folders or model folders, all trained from a model of the same sizes.
+        parts: `count` models of the same sizes, as tensors by name; taken one after the other.
         seed: of the routers.
 
     Raises:
-        ModelError: a run cannot be opened or has other tensors.
+        ModelError: the architecture has no mixture with its attention.
     """
     import torch
 
-    shapes = {n: p.shape for n, p in model.named_parameters()}
+    config = mixture_config(model.config, count, top_k)
     shared: dict[str, Tensor] = {}
     differing: set[str] = set()
     experts: dict[str, list[Tensor]] = {}
-    for index, run in enumerate(runs):
-        for name, tensor in dense_tensors(run, shapes).items():
-            if _is_feed_forward(name):
+    for index, part in enumerate(parts):
+        for name, tensor in part.items():
+            if ".mlp." in name:
                 experts.setdefault(name, []).append(tensor)
             elif index == 0:
                 shared[name] = tensor
             elif name in differing or not torch.equal(tensor, shared[name]):
                 differing.add(name)
-                # A running mean; before the first difference all runs were equal, and so was their mean.
+                # A running mean; as long as all were equal, the first is it, bit for bit.
                 shared[name] = shared[name] + (tensor - shared[name]) / (index + 1)
-            # An equal tensor leaves the mean of equal ones as it is.
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name in shared:
                 parameter.copy_(shared[name])
     draw = torch.Generator().manual_seed(seed)
-    _become(model, mixture_config(model.config, len(runs), top_k), lambda name: torch.stack(experts[name]), draw)
+    _become(model, config, lambda name: torch.stack(experts[name]), draw)
 
 
-def dense_tensors(run: str, shapes: dict[str, torch.Size]) -> dict[str, Tensor]:
-    """Return the float32 tensors of a finished run (its method merged) or of a model folder, on the host.
-
-    Raises:
-        ModelError: names or shapes are not `shapes`.
-    """
+def put_expert(model: PreTrainedModel, index: int, part: dict[str, Tensor]) -> None:
+    """Put a dense model's feed-forwards in the place of expert `index` of every layer."""
     import torch
-    from transformers import AutoModelForCausalLM
 
-    from luthier.run.opened import is_run, open_run
-
-    if is_run(run):
-        opened = open_run(Path(run))
-        module = opened.recipe.method.merge(opened.model.module)
-    elif Path(run).is_dir():
-        module = cast("PreTrainedModel", AutoModelForCausalLM.from_pretrained(run, dtype=torch.float32))
-    else:
-        remedy = "name the folder of a finished run, or of a model"
-        raise ModelError(Problem(f"There is no run {run}.", where="method.join", remedy=remedy))
-    tensors = {n: p.detach().float().cpu() for n, p in module.named_parameters()}
-    other = sorted(n for n in shapes.keys() | tensors.keys() if n not in tensors or shapes.get(n) != tensors[n].shape)
-    if other:
-        what = f"{run} is no model of the base's sizes: {len(other)} tensors differ, such as {other[0]}."
-        raise ModelError(Problem(what, where="method.join", remedy="join runs that were trained from the same base"))
-    return tensors
-
-
-def _is_feed_forward(name: str) -> bool:
-    return ".mlp." in name
-
-
-def join_experts(base: str, runs: Sequence[str], out: Path, top_k: int = 2, seed: int = 0) -> Path:
-    """Write the mixture whose expert i is the feed-forward of run i; its routers are new and still to be trained.
-
-    Args:
-        base: the dense model's folder, for config and tokenizer.
-        out: a folder that does not exist yet.
-
-    Raises:
-        ModelError: a run does not fit; the architecture has no mixture.
-        RunError: `out` exists.
-    """
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    from luthier.export.folders import require_free
-    from luthier.models.load import load_tokenizer
-
-    require_free(out)
-    model = cast("PreTrainedModel", AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32))
-    join_into(model, runs, top_k, seed)
-    model.save_pretrained(out)
-    load_tokenizer(base).save_pretrained(out)
-    return out
-
-
-def replace_expert(folder: Path, index: int, run: str) -> None:
-    """Put the feed-forward of a run in the place of expert `index` of a mixture's folder; all else keeps its bits.
-
-    Raises:
-        ModelError: there is no such expert, or the run has other sizes.
-    """
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    model = cast("PreTrainedModel", AutoModelForCausalLM.from_pretrained(folder, dtype="auto"))
-    found = mixtures(model)
-    if not found or not 0 <= index < found[0].count:
-        has = f"{found[0].count} experts, counted from 0" if found else "no experts"
-        raise ModelError(Problem(f"There is no expert {index}: the model has {has}.", where=str(folder)))
-    tensors = dense_tensors(run, _dense_shapes(model, found))
     with torch.no_grad():
-        for layer in found:
-            gate, up, down = (tensors[f"{layer.name}.{part}_proj.weight"] for part in ("gate", "up", "down"))
+        for layer in mixtures(model):
+            gate, up, down = (part[f"{layer.name}.{which}_proj.weight"] for which in ("gate", "up", "down"))
             gate_up_EXH, down_EHI = layer.fused
             gate_up_EXH[index] = torch.cat([gate, up])
             down_EHI[index] = down
-    beside = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(beside, ignore_errors=True)
-    shutil.copytree(folder, beside, ignore=shutil.ignore_patterns("model*.safetensors*"))
-    model.save_pretrained(beside)
-    going = folder.with_name(f".{folder.name}.old")
-    folder.rename(going)
-    beside.rename(folder)
-    shutil.rmtree(going, ignore_errors=True)
 
 
-def _dense_shapes(model: PreTrainedModel, found: list[Mixture]) -> dict[str, torch.Size]:
-    """Return the shapes of the dense model that a mixture was made of."""
+def dense_shapes(model: PreTrainedModel) -> dict[str, torch.Size]:
+    """Return the shapes of the dense model that a mixture was made of; a dense model's own."""
     import torch
 
+    found = mixtures(model)
     blocks = tuple(f"{layer.name}." for layer in found)
     shapes = {n: p.shape for n, p in model.named_parameters() if not n.startswith(blocks)}
     for layer in found:
         _, hidden, inner = layer.sizes
-        for part in ("gate", "up"):
-            shapes[f"{layer.name}.{part}_proj.weight"] = torch.Size((inner, hidden))
+        for which in ("gate", "up"):
+            shapes[f"{layer.name}.{which}_proj.weight"] = torch.Size((inner, hidden))
         shapes[f"{layer.name}.down_proj.weight"] = torch.Size((hidden, inner))
     return shapes

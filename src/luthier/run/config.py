@@ -29,10 +29,12 @@ from pydantic_core import PydanticCustomError
 
 from luthier.core.component import Component, StageFacts, component_class, kinds
 from luthier.core.errors import Problem, RecipeError
+from luthier.core.rundir import RunDir, final_checkpoint
 from luthier.data.spec import DataSpec
 from luthier.data.templates import TEMPLATES
 from luthier.methods.base import Method
 from luthier.objectives.base import Objective
+from luthier.optim.base import Optimizer
 from luthier.optim.schedules import Schedule
 from luthier.run.cross_checks import cross_problems, idle_keys
 from luthier.run.draft import Draft, read_draft
@@ -184,10 +186,10 @@ class Recipe(BaseModel):
     weight_decay: float = Field(default=0, ge=0)
     """How strongly weight matrices are drawn towards zero."""
 
-    optimizer: Annotated[SerializeAsAny[Component], _of_family("optimizer")] = Field(
+    optimizer: Annotated[SerializeAsAny[Optimizer], _of_family("optimizer")] = Field(
         default="adamw", validate_default=True
     )
-    """How gradients become steps."""
+    """How gradients become steps: adamw, or adamw_8bit where its moments are too large."""
 
     schedule: Annotated[SerializeAsAny[Schedule], _of_family("schedule")] = Field(
         default="cosine", validate_default=True
@@ -295,7 +297,7 @@ class Recipe(BaseModel):
         update: dict[str, object] = {
             "model": locate_part(self.model, draft, ("model",)),
             "data": locate_part(self.data, draft, ("data",)),
-            "method": self.method.located(lambda path: draft.locate(("method",), path)),
+            "method": self.method.located(lambda path: _saved(draft.locate(("method",), path))),
             "evaluate": tuple(
                 task.model_copy(update={"data": locate_part(task.data, draft, ("evaluate", index, "data"))})
                 for index, task in enumerate(self.evaluate)
@@ -405,6 +407,11 @@ def locate_part(part: Part, draft: Draft, key: KeyPath) -> Part:
             file = draft.locate((*key, "chat_template"), template)
             update["chat_template"] = str(file) if file.is_file() else template
     return part.model_copy(update=update)
+
+
+def _saved(place: Path) -> Path:
+    """Return the folder in which something trained lies: of a run, its final checkpoint."""
+    return final_checkpoint(RunDir(place)) if RunDir(place).resolved.is_file() else place
 
 
 def _without(broken: Set[str], draft: Draft) -> Recipe:
