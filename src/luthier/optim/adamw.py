@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from luthier.core.component import Component
+from luthier.optim.base import Optimizer
 
 if TYPE_CHECKING:
     import torch
 
 
-class AdamW(Component):
+class AdamW(Optimizer):
     """AdamW, fused: one pass over the tensors and no temporaries, on CPU and GPU."""
-
-    family: ClassVar[str] = "optimizer"
 
     kind: Literal["adamw"] = "adamw"
 

@@ -27,7 +27,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from luthier.core.component import Component, StageFacts, component_class, kinds
+from luthier.core.component import StageFacts, component_class, kinds
 from luthier.core.errors import Problem, RecipeError
 from luthier.core.rundir import RunDir, final_checkpoint
 from luthier.data.spec import DataSpec

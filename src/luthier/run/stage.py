@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from luthier.core.errors import Interrupted, RecipeError
 from luthier.core.rundir import RunDir, StageDir, write_atomic, write_json
@@ -39,7 +39,6 @@ from luthier.train.probe import StageProbe
 
 if TYPE_CHECKING:
     from luthier.models.loaded import LoadedModel
-    from luthier.optim.adamw import AdamW
     from luthier.run.config import Recipe
 
 HELD_OUT = "held-out loss"
@@ -178,7 +177,7 @@ def _assemble(recipe: Recipe, folder: StageDir, screen: Screen, data: StageData,
         model,
         recipe.method,
         recipe.objective,
-        cast("AdamW", recipe.optimizer),
+        recipe.optimizer,
         recipe.schedule,
         Settings(
             total_steps=total,

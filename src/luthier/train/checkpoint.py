@@ -115,13 +115,21 @@ def _save_optimizer(engine: Engine, path: Path) -> None:
     from safetensors.torch import save_file
 
     names = {id(p): n for n, p in trainable(engine.model.module).items()}
-    tensors = {
-        f"{key}/{names[id(parameter)]}": value.contiguous().cpu()
+    state = {
+        f"{key}/{names[id(parameter)]}": value
         for parameter, values in engine.optimizer.state.items()
         for key, value in values.items()
-        if isinstance(value, Tensor)
     }
-    save_file(tensors, path)
+    tensors: dict[str, Tensor] = {}
+    places: set[int] = set()
+    for full, value in state.items():
+        if isinstance(value, Tensor):
+            kept = value.contiguous().cpu()
+            # Some states share a table, and safetensors refuses tensors that lie in one place.
+            tensors[full] = kept.clone() if kept.data_ptr() in places else kept
+            places.add(kept.data_ptr())
+    numbers = {full: value for full, value in state.items() if isinstance(value, int | float)}
+    save_file(tensors, path, metadata={"numbers": json.dumps(numbers)})
 
 
 def _load_optimizer(engine: Engine, path: Path) -> None:
@@ -129,6 +137,9 @@ def _load_optimizer(engine: Engine, path: Path) -> None:
 
     parameters = trainable(engine.model.module)
     with safe_open(path, framework="pt") as file:
+        for full, value in json.loads((file.metadata() or {}).get("numbers", "{}")).items():
+            key, _, name = full.partition("/")
+            engine.optimizer.state[parameters[name]][key] = value
         for full in file.keys():  # noqa: SIM118 — safe_open is no mapping
             key, _, name = full.partition("/")
             parameter = parameters[name]

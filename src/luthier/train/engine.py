@@ -26,7 +26,7 @@ from luthier.objectives.base import Objective
 from luthier.train.microbatch import Cut, is_out_of_memory
 
 if TYPE_CHECKING:
-    from luthier.optim.adamw import AdamW
+    from luthier.optim.base import Optimizer
     from luthier.optim.schedules import Schedule
 
 
@@ -76,7 +76,7 @@ class Engine:
     model: CausalModel
     method: Method
     objective: Objective
-    optimizer_config: AdamW
+    optimizer_config: Optimizer
     schedule: Schedule
     settings: Settings
     cut: Cut = field(default_factory=Cut)
