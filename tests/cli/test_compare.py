@@ -288,6 +288,17 @@ def test_the_example_has_every_method_that_can_train_the_quickstart():
             assert problems, f"{kind} can train the quickstart; add it to examples/all-methods.yaml"
 
 
+def test_the_process_that_compares_stays_small(done: Path):
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom luthier.run.compare import carry_out, read_contest\n"
+        f"home = Path({str(done)!r})\n"
+        "carry_out(read_contest(home / 'contest.yaml'), home / 'out', print)\n"
+        "print(sorted({'torch', 'transformers', 'peft'} & set(sys.modules)))"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert said.stdout.splitlines()[-1] == "[]"
+
+
 def test_the_example_is_one_that_can_be_run():
     contest = read_contest(ALL_METHODS)
     assert not [v.refused for v in contest.variants if v.refused]

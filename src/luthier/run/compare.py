@@ -289,7 +289,10 @@ def _is_finished(run: RunDir) -> bool:
 
 
 def _train(variant: Variant, run: RunDir, out: Path, contest: Path) -> str:
-    """Train in a process of its own, so that its peak memory is its own; return why it failed, or nothing."""
+    """Train in a process of its own, so that its peak memory is its own; return why it failed, or nothing.
+
+    Linux starts a child's peak at its parent's size, so this process must stay small: it never imports torch.
+    """
     recipe = out / "recipes" / f"{variant.name}.yaml"
     write_atomic(recipe, write_yaml(_keys(variant, run)))
     words = ["resume", str(run.path)] if run.resolved.is_file() else ["train", str(recipe)]
