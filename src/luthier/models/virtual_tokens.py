@@ -151,7 +151,8 @@ def _require_every_layer(model: PreTrainedModel, backbone: nn.Module) -> None:
     model.eval()
     try:
         with torch.no_grad():
-            backbone(input_ids=torch.zeros(1, 2, dtype=torch.long, device=model.device))
+            tokens = torch.zeros(1, 2, dtype=torch.long, device=model.device)
+            backbone(input_ids=tokens, attention_mask=torch.ones_like(tokens))
     except (NotImplementedError, TypeError) as error:
         raise ModelError(unseen(str(error))) from error
     finally:
