@@ -530,6 +530,14 @@ def test_a_saved_joined_model_is_read_back_whole_though_its_runs_have_changed(
     assert torch.equal(logits(fresh), logits(model))
 
 
+def test_a_recipe_remembers_where_its_runs_lie_and_leaves_other_names_alone(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    found = Moe.model_validate({"join": ["a", "of/the-hub"]}).located(lambda path: tmp_path / path)
+    assert found.join == Join(runs=(str(tmp_path / "a"), "of/the-hub"))
+    upcycled = Moe(upcycle=Upcycle(experts=2))
+    assert upcycled.located(lambda path: tmp_path / path) == upcycled
+
+
 def test_a_run_of_other_sizes_or_none_at_all_is_refused(family_folder: Callable[[str], Path], tmp_path: Path) -> None:
     small = write("llama", tmp_path / "small", intermediate_size=16)
     for other, said in ((small, "no model of the base's sizes"), (tmp_path / "nothing", "There is no run")):
