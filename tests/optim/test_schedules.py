@@ -10,12 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from luthier.core.component import component_class, kinds
-from luthier.optim.schedules import Constant, Cosine, Linear, Schedule
+from luthier.optim.schedules import Constant, Cosine, Linear, Schedule, SlantedTriangular
 
 SCHEDULES = [component_class("schedule", kind)() for kind in kinds("schedule")] + [
     Cosine(min_ratio=0.1),
     Linear(min_ratio=1.0),
 ]
+WITH_WARM_UP = [schedule for schedule in SCHEDULES if schedule.warms_up]
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
@@ -29,17 +30,17 @@ def test_every_factor_is_between_zero_and_one_and_the_first_moves_something(
     assert factors[0] > 0
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+@pytest.mark.parametrize("schedule", WITH_WARM_UP, ids=repr)
 def test_warm_up_is_a_straight_line_that_meets_the_peak(schedule: Schedule) -> None:
     assert [schedule.factor(step, 20, 4) for step in range(5)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+@pytest.mark.parametrize("schedule", WITH_WARM_UP, ids=repr)
 def test_a_run_of_one_step_trains_at_the_full_rate(schedule: Schedule) -> None:
     assert schedule.factor(0, 1, 0) == 1.0
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+@pytest.mark.parametrize("schedule", WITH_WARM_UP, ids=repr)
 def test_a_run_that_is_all_warm_up_divides_by_nothing(schedule: Schedule) -> None:
     for total in (1, 3, 10):
         assert [schedule.factor(s, total, total) for s in range(total)] == pytest.approx(
@@ -47,7 +48,7 @@ def test_a_run_that_is_all_warm_up_divides_by_nothing(schedule: Schedule) -> Non
         )
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+@pytest.mark.parametrize("schedule", WITH_WARM_UP, ids=repr)
 def test_steps_beyond_the_end_stay_at_the_last_value(schedule: Schedule) -> None:
     assert schedule.factor(100, 10, 2) == schedule.factor(10, 10, 2) == pytest.approx(schedule.decay(1.0))
 
@@ -80,3 +81,23 @@ def test_after_warm_up_the_decay_is_that_of_transformers(kind: str) -> None:
             assert schedule.factor(step, 30, 5) == pytest.approx(theirs.get_last_lr()[0], abs=1e-9)  # type: ignore[attr-defined]
         optimizer.step()
         theirs.step()
+
+
+def test_the_slanted_triangle_has_the_numbers_of_the_papers_formula() -> None:
+    total, cut_frac, ratio = 200, 0.1, 32
+    cut = math.floor(total * cut_frac)
+    for t in range(total):
+        p = t / cut if t < cut else 1 - (t - cut) / (cut * (1 / cut_frac - 1))
+        expected = (1 + p * (ratio - 1)) / ratio
+        assert SlantedTriangular().factor(t, total, warmup=0) == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_slanted_triangle_rises_for_a_tenth_of_the_steps_and_falls_to_a_thirty_second() -> None:
+    factors = [SlantedTriangular().factor(t, 100, warmup=3) for t in range(101)]
+    assert factors[0] == factors[100] == pytest.approx(1 / 32)
+    assert max(factors) == factors[10] == 1.0
+
+
+@given(total=st.integers(1, 60), step=st.integers(0, 200))
+def test_the_slanted_triangle_never_falls_below_its_lowest_rate(total: int, step: int) -> None:
+    assert 1 / 32 <= SlantedTriangular().factor(step, total, warmup=0) <= 1

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 
 from luthier.cli.messages import stdout
 from luthier.core.errors import Problem, UserError, visible
-from luthier.data.records import Conversation, Message, PromptAnswer
-from luthier.run.opened import open_target
+from luthier.data.records import Conversation, Labelled, Message, PromptAnswer
+from luthier.run.opened import open_target, target_labels
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from luthier.models.loaded import LoadedModel
 
 
@@ -20,6 +22,9 @@ def run(target: str, system: str | None = None, temperature: float = 0.7, max_ne
     model, _ = open_target(target)
     console = stdout()
     interactive = sys.stdin.isatty()
+    if target_labels(target) is not None:
+        _classify(model, console, interactive)
+        return
     if interactive:
         console.print(f"{target}: /reset forgets the conversation, /exit leaves", style="bold")
     head = [Message("system", system)] if system else []
@@ -34,6 +39,20 @@ def run(target: str, system: str | None = None, temperature: float = 0.7, max_ne
         answer = _answer(model, head, turns, temperature, max_new_tokens)
         console.print(visible(answer))
         turns.append(Message("assistant", answer))
+
+
+def _classify(model: LoadedModel, console: Console, interactive: bool) -> None:
+    """Say the class of each line: a classifier has no answers to give."""
+    from luthier.evaluate.classes import predict_texts
+
+    names = {int(k): str(v) for k, v in (model.module.config.id2label or {}).items()}
+    if interactive:
+        console.print(f"a classifier ({', '.join(names.values())}): type a text, /exit leaves", style="bold")
+    for line in _questions(interactive):
+        if line == "/exit":
+            break
+        predicted = predict_texts(model, [Labelled(line, "", "", "chat")])
+        console.print(visible(predicted.named([names[i] for i in sorted(names)])[0]))
 
 
 def _answer(

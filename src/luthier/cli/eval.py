@@ -1,4 +1,4 @@
-"""`luthier eval RUN_OR_MODEL --data FILE`: mean negative log-likelihood per supervised token on any file."""
+"""`luthier eval RUN_OR_MODEL --data FILE`: the loss on any file; of a classifier, its accuracy too."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from typing import Literal
 from luthier.cli.messages import print_json, stdout
 from luthier.core.errors import DataError, Problem, UserError
 from luthier.core.rundir import RunDir
+from luthier.data.labelled import LabelledRenderer, fit_classes
 from luthier.data.load import has_documents, load_records
 from luthier.data.records import Record
 from luthier.data.spec import DataSpec
 from luthier.models.files import inspect_model
 from luthier.run.datasets import check_fingerprint
 from luthier.run.examine import DEFAULT_MAX_LENGTH, examine
-from luthier.run.opened import is_run, kept_recipe, open_target
+from luthier.run.opened import is_run, kept_recipe, open_target, target_labels
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,9 @@ def run(
     """Measure a run or a model on `data`, or on what the run held out."""
     # As for training: the rows are checked before the model is loaded.
     rows = _held_out(target, limit) if data is None else _given(target, data, limit)
+    if target_labels(target) is not None:
+        _classified(target, rows, json, max_length)
+        return
     model, recipe = open_target(target)
 
     from luthier.data.render import Renderer
@@ -82,11 +86,49 @@ def run(
         console.print(f"  {result['dropped']} rows left out, {result['truncated']} cut at the maximum length")
 
 
+def _classified(target: str, rows: _Rows, json: bool, max_length: int | None) -> None:
+    """Measure a classifier: loss, accuracy and macro-F1."""
+    labels = target_labels(target)
+    assert labels is not None
+    classes = fit_classes(labels, rows.records)
+    model, recipe = open_target(target)
+
+    from luthier.evaluate.classes import class_scores
+
+    longest = min(model.context_length or DEFAULT_MAX_LENGTH, DEFAULT_MAX_LENGTH)
+    limit = max_length or (recipe.max_length if recipe is not None else None) or longest
+    rendered = LabelledRenderer(model.tokenizer, classes, (), limit, "truncate").render_all(rows.records)
+    scores = class_scores(model, rendered.store)
+    loss, accuracy, f1 = (scores[name].value for name in ("loss", "accuracy", "macro-F1"))
+    if json:
+        result = {"loss": loss, "accuracy": accuracy, "macro_f1": f1, "rows": len(rows.records)}
+        more = {"truncated": rendered.counts["truncated"], "classes": list(classes.names)}
+        print_json({**result, **more, "format": rows.format, "model": target, "data": rows.name})
+        return
+    console = stdout()
+    console.print(f"{target} on {rows.name} ({rows.format}, {len(rows.records):,} rows)")
+    console.print(f"  loss {loss:.4f} nats per row, accuracy {accuracy:.1%}, macro-F1 {f1:.1%}")
+    if rendered.counts["truncated"]:
+        console.print(f"  {rendered.counts['truncated']} cut at the maximum length")
+
+
+def _spec(target: str, data: Path, limit: int | None) -> DataSpec:
+    """Return how to read the file: the columns of a run's own data hold for files like them."""
+    if not is_run(target):
+        return DataSpec(path=str(data), limit=limit)
+    kept = kept_recipe(RunDir.open(Path(target))).values.get("data")
+    columns = kept.get("columns") if isinstance(kept, dict) else None
+    if not columns or target_labels(target) is None:
+        return DataSpec(path=str(data), limit=limit)
+    return DataSpec(path=str(data), limit=limit, columns=columns)
+
+
 def _given(target: str, data: Path, limit: int | None) -> _Rows:
     """Read the file that was named, and tell what is wrong with it and with the model's folder at once."""
     problems = [] if is_run(target) else inspect_model(target)[1]
+    labels = None if problems else target_labels(target)
     try:
-        records = load_records(DataSpec(path=str(data), limit=limit), objective="lm")
+        records = load_records(_spec(target, data, limit), objective="lm" if labels is None else "classify")
     except UserError as error:
         raise (UserError if problems else type(error))(*problems, *error.problems) from error
     if problems:

@@ -10,7 +10,7 @@ from luthier.cli.messages import print_json, stdout
 
 def run(run: Path, to: Literal["hf", "peft"], out: Path, json: bool = False) -> None:
     """Export a run's final checkpoint and say how far the reloaded folder is from it."""
-    from luthier.run.opened import open_run
+    from luthier.run.opened import open_run, run_labels
 
     opened = open_run(run)
     from luthier.export.folders import export_hf, export_peft
@@ -24,7 +24,8 @@ def run(run: Path, to: Literal["hf", "peft"], out: Path, json: bool = False) -> 
         facts = {"out": str(out), "to": to, "checkpoint": str(opened.checkpoint)}
         print_json({**facts, "dtype": done.dtype, "max_difference": done.drift})
         return
-    how = "AutoModelForCausalLM.from_pretrained" if to == "hf" else "PeftModel.from_pretrained"
+    family = "AutoModelForCausalLM" if run_labels(opened.run) is None else "AutoModelForSequenceClassification"
+    how = f"{family}.from_pretrained" if to == "hf" else "PeftModel.from_pretrained"
     console = stdout()
     console.print(f"{out}: written as {done.dtype}, opened again and compared with the run")
     console.print(f"  log-probabilities differ by at most {done.drift:.1e}; load it with {how}")

@@ -109,6 +109,24 @@ def _kept_classes(
     return None
 
 
+def fit_classes(labels: Mapping[str, str], records: Sequence[Record]) -> Classes:
+    """Return a trained model's classes as rows write them: by label, by name, or by number.
+
+    Args:
+        labels: label → name, in the order of the logits.
+
+    Raises:
+        DataError: rows of other classes.
+    """
+    seen = {record.label for record in records if isinstance(record, Labelled)}
+    names, numbers = tuple(labels.values()), tuple(map(str, range(len(labels))))
+    ways = [Classes(way, names, (0,) * len(names)) for way in (tuple(labels), names, numbers)]
+    fitting = next((way for way in ways if seen <= set(way.labels)), None)
+    if fitting is None:
+        raise DataError(*unknown_labels(records, ways[0]))
+    return fitting
+
+
 def unknown_labels(records: Sequence[Record], classes: Classes) -> list[Problem]:
     """Return a problem for each label that the training rows do not have, at its first row."""
     known = set(classes.labels)

@@ -20,11 +20,14 @@ from luthier.core.errors import Failure, Problem, RunError
 from luthier.core.rundir import disk_fault, settle_files
 from luthier.export.adapters import write_base
 from luthier.methods.base import Method
+from luthier.models.classifier import Classifier
+from luthier.models.pooling import pooled_head
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+    from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
-    from luthier.models.causal import CausalModel
+    from luthier.models.loaded import LoadedModel
 
 TOLERANCE = {torch.float32: 1e-3}
 """Nats by which a log-probability may differ after reload: merging rounds once in float32."""
@@ -39,7 +42,7 @@ class Export:
     drift: float
 
 
-def export_hf(model: CausalModel, method: Method, out: Path, trust_remote_code: bool = False) -> Export:
+def export_hf(model: LoadedModel, method: Method, out: Path, trust_remote_code: bool = False) -> Export:
     """Merge the trained tensors into the base and write a plain Hugging Face folder.
 
     The weights are written in the format in which the run held most of them: float32, or bfloat16 for a method that
@@ -49,8 +52,6 @@ def export_hf(model: CausalModel, method: Method, out: Path, trust_remote_code: 
         RunError: the folder exists or cannot be written.
         Failure: the reloaded folder does not compute what the run's model computes.
     """
-    from transformers import AutoModelForCausalLM
-
     require_free(out)
     dtype = _usual_dtype(model.module)
     _compute_in(dtype, model)
@@ -65,7 +66,7 @@ def export_hf(model: CausalModel, method: Method, out: Path, trust_remote_code: 
 
     _write_beside(out, write)
     merged = _fingerprint_logits(model)
-    loaded = AutoModelForCausalLM.from_pretrained(out, dtype=dtype, trust_remote_code=trust_remote_code)
+    loaded = _family(model).from_pretrained(out, dtype=dtype, trust_remote_code=trust_remote_code)
     model.module = _to(loaded, model)
     model.packs = False
     after = _fingerprint_logits(model)
@@ -79,7 +80,7 @@ def export_hf(model: CausalModel, method: Method, out: Path, trust_remote_code: 
 
 
 def export_peft(
-    model: CausalModel, checkpoint: Path, out: Path, revision: str | None = None, from_scratch: bool = False
+    model: LoadedModel, checkpoint: Path, out: Path, revision: str | None = None, from_scratch: bool = False
 ) -> Export:
     """Copy the adapter of a checkpoint as a folder that PEFT opens.
 
@@ -90,7 +91,6 @@ def export_peft(
     require_free(out)
     _require_adapter(checkpoint, from_scratch)
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM
 
     def write(folder: Path) -> None:
         for name in ("adapter_config.json", "adapter_model.safetensors"):
@@ -102,7 +102,8 @@ def export_peft(
     _compute_in(dtype, model)
     before = _fingerprint_logits(model)
     _write_beside(out, write)
-    base = AutoModelForCausalLM.from_pretrained(model.path, dtype=dtype, revision=revision)
+    config = model.module.config if isinstance(model, Classifier) else None  # the classes are not in the base's own
+    base = _family(model).from_pretrained(model.path, config=config, dtype=dtype, revision=revision)
     # The wrapper, not what is in it: a prompt or prefix is PEFT's own, outside the base model.
     model.module = _to(PeftModel.from_pretrained(base, str(out)), model)  # type: ignore[arg-type]
     model.packs = False
@@ -111,6 +112,13 @@ def export_peft(
         shutil.rmtree(out, ignore_errors=True)
         raise Failure(f"PEFT opens the adapter with logits that differ by {drift:.4f} nats; nothing was kept.")
     return Export("float32", drift)
+
+
+def _family(model: LoadedModel) -> type[_BaseAutoModelClass]:
+    """Return the class of transformers that opens what a model is."""
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    return AutoModelForSequenceClassification if isinstance(model, Classifier) else AutoModelForCausalLM
 
 
 def require_free(out: Path) -> None:
@@ -142,13 +150,13 @@ def _usual_dtype(module: PreTrainedModel) -> torch.dtype:
     return sizes.most_common(1)[0][0]
 
 
-def _compute_in(dtype: torch.dtype, model: CausalModel) -> None:
+def _compute_in(dtype: torch.dtype, model: LoadedModel) -> None:
     """Compare float32 weights in float32: rounding to 16 bits would hide what an export changes."""
     if dtype is torch.float32:
         model.autocast = None
 
 
-def _to(module: object, model: CausalModel) -> PreTrainedModel:
+def _to(module: object, model: LoadedModel) -> PreTrainedModel:
     loaded = cast("PreTrainedModel", module)
     loaded.to(model.device)  # type: ignore[arg-type]  # annotated for a class, where it is called on objects
     return loaded
@@ -173,10 +181,14 @@ def _write_beside(out: Path, write: Callable[[Path], None]) -> None:
         raise fault from error
 
 
-def _fingerprint_logits(model: CausalModel) -> torch.Tensor:
+def _fingerprint_logits(model: LoadedModel) -> torch.Tensor:
     """Return log-probabilities of a fixed random sequence by the model's own forward pass."""
     vocabulary = cast("torch.nn.Embedding", model.module.get_input_embeddings()).weight.shape[0]
     tokens = torch.from_numpy(np.random.default_rng(1).integers(0, vocabulary, (1, 24))).to(model.device)
     with model.evaluating(), model.computing():
+        if isinstance(model, Classifier):
+            if pooled_head(model.module) is not None:  # not the model's own head: its merge refuses, with the reason
+                return torch.zeros(())
+            return model.module(input_ids=tokens).logits.float().log_softmax(-1)
         logits = model.module(input_ids=tokens, use_cache=False).logits[0, -tokens.shape[1] :]
         return logits.float().log_softmax(-1)

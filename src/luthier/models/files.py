@@ -13,8 +13,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from luthier.core.errors import ModelError, Problem, did_you_mean
+from luthier.core.errors import ModelError, Problem, RunError, did_you_mean
 from luthier.core.paths import locate
+from luthier.core.rundir import RESOLVED, RunDir, final_checkpoint
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -57,6 +58,14 @@ class ModelFacts:
         if isinstance(named, list) and named:
             return str(named[0])
         return str(self.config.get("model_type", "unknown"))
+
+    @property
+    def classes(self) -> list[str] | None:
+        """The names of a classifier's classes, in order; None for other models."""
+        table = self.config.get("id2label")
+        if "ForSequenceClassification" not in self.architecture or not isinstance(table, dict):
+            return None
+        return [str(table[key]) for key in sorted(table, key=int)]
 
     @property
     def context_length(self) -> int | None:
@@ -121,7 +130,7 @@ def local_folder(name: str, base: Path | None = None) -> Path | None:
         return Path(__file__).parent.parent / "starter"
     path = locate(name, (base, Path()) if base is not None else ()).absolute()
     if path.is_dir():
-        return path
+        return _checkpoint_of_run(path) or path
     if path.is_file():
         raise ModelError(Problem("This is a file; a model is a folder.", name, f"give its folder: {path.parent}"))
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith("/"):
@@ -131,6 +140,17 @@ def local_folder(name: str, base: Path | None = None) -> Path | None:
         )
         raise ModelError(Problem(f"There is no such model folder.{did_you_mean(path.name, near)}", name, remedy))
     return None
+
+
+def _checkpoint_of_run(path: Path) -> Path | None:
+    """Return a run's final checkpoint where that is a complete model; an adapter has to be exported first."""
+    if (path / "config.json").is_file() or not (path / RESOLVED).is_file():
+        return None
+    try:
+        checkpoint = final_checkpoint(RunDir(path))
+    except RunError:
+        return None
+    return checkpoint if (checkpoint / "config.json").is_file() else None
 
 
 def _cached(name: str, revision: str) -> Path | None:
@@ -149,7 +169,7 @@ def _read_config(folder: Path) -> tuple[dict[str, object], list[Problem]]:
         remedy = "give the folder that holds config.json and the weights"
         if (folder / "adapter_config.json").is_file():
             remedy = "this is an adapter; give the model it was trained on, or export its run first: luthier export"
-        elif (folder / "resolved.json").is_file():
+        elif (folder / RESOLVED).is_file():
             remedy = f"this is a run; export its model first: luthier export {folder} OUT"
         return {}, [Problem("The model folder has no config.json.", str(folder), remedy)]
     try:

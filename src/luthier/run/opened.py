@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from luthier.core.rundir import RESOLVED, STATE, RunDir, StageDir, final_checkpoint, read_json
+from luthier.models.files import inspect_model
 from luthier.run.config import Recipe, build_component, require_recipe
 from luthier.run.draft import Draft
 
@@ -69,6 +70,25 @@ def load_for(
     return model
 
 
+def run_labels(run: RunDir) -> dict[str, str] | None:
+    """Return label → name of the classes that a run learns, in the order of its logits; None for a language model."""
+    written = [stage.labels for stage in run.stages() if stage.labels.is_file()]
+    if not written:
+        return None
+    kept = read_json(written[-1])
+    labels, names = kept.get("labels"), kept.get("names")
+    assert isinstance(labels, list) and isinstance(names, list)  # noqa: PT018
+    return {str(label): str(name) for label, name in zip(labels, names)}
+
+
+def target_labels(target: str) -> dict[str, str] | None:
+    """Return label → name of the classes that a run or a model's folder tells apart; None for a language model."""
+    if is_run(target):
+        return run_labels(RunDir.open(Path(target)))
+    classes = inspect_model(target)[0].classes
+    return None if classes is None else {name: name for name in classes}
+
+
 def with_chosen_method(recipe: Recipe, file: Path) -> Recipe:
     """Return the recipe with the method that `file` holds; as it is where there is none (runs of older versions)."""
     if not file.is_file():
@@ -90,9 +110,8 @@ def open_run(path: Path, checkpoint: Path | None = None) -> OpenedRun:
     run = RunDir.open(path)
     recipe = require_recipe(kept_recipe(run))
     chosen = checkpoint or final_checkpoint(run)
-    labels = StageDir(chosen.parents[1]).labels
-    classes = [str(name) for name in read_json(labels)["names"]] if labels.is_file() else None  # type: ignore[union-attr]
-    model = load_for(recipe, load_tokenizer(str(chosen)), classes)
+    labels = run_labels(run)
+    model = load_for(recipe, load_tokenizer(str(chosen)), None if labels is None else list(labels.values()))
     require_base(str(read_json(chosen / STATE).get("base_fingerprint")), model)
     recipe = with_chosen_method(recipe, StageDir(chosen.parents[1]).method)
     torch.manual_seed(recipe.seed)
@@ -114,7 +133,8 @@ def open_target(target: str) -> tuple[LoadedModel, Recipe | None]:
     from luthier.core.threads import set_threads
     from luthier.models.load import load_model
 
-    model = load_model(target)
+    labels = target_labels(target)
+    model = load_model(target, classes=None if labels is None else list(labels.values()))
     set_threads(model.module)
     return model, None
 

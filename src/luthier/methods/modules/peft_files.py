@@ -90,7 +90,10 @@ def embedding_rows(model: PreTrainedModel, tokens: Sequence[str | int]) -> dict[
 
 def head_modules(model: nn.Module) -> list[str]:
     """Return the modules of a classifier's head (`score`), as PEFT's `modules_to_save` names them."""
-    return sorted({name.partition(".")[0] for name in head_parameters(model)})
+    # A new pooler stands inside the backbone (`bert.pooler.dense`); all else is a child beside it.
+    backbone = f"{model.base_model_prefix}."
+    names = head_parameters(model)
+    return sorted({n.rpartition(".")[0] if n.startswith(backbone) else n.partition(".")[0] for n in names})
 
 
 def file_name(name: str) -> str:
