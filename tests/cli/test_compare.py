@@ -20,6 +20,8 @@ from luthier.objectives.sft import Sft
 from luthier.run import compare
 from luthier.run.compare import MAY_DIFFER, read_contest
 from luthier.run.config import Recipe
+from luthier.run.outcomes import Outcome, Table
+from luthier.run.summary import Comparison
 from recipes import Said, luthier, pairs, write_recipe, write_rows
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -304,3 +306,30 @@ def test_the_example_is_one_that_can_be_run():
     assert not [v.refused for v in contest.variants if v.refused]
     assert all(v.recipe.learning_rate is None for v in contest.variants)
     assert f"luthier compare examples/{ALL_METHODS.name}" in ALL_METHODS.read_text()
+
+
+def row(name: str, before: float, **changes: object) -> Outcome:
+    measures = {"held-out loss": Comparison("held-out loss", "loss", before, 1.0)}
+    values: dict[str, object] = {"model": "m", "steps": 5, "tokens": 70, "measures": measures, **changes}
+    return Outcome(name, f"runs/{name}", **values)  # type: ignore[arg-type]
+
+
+def test_a_table_says_what_was_not_equal():
+    assert Table([row("a", 2.0), row("b", 2.0)]).differences == []
+    told = Table([row("a", 2.0), row("b", 2.0, steps=4, tokens=60)]).differences
+    assert told == ["steps differ between the runs of m (a 5, b 4)", "tokens differ between the runs of m (a 70, b 60)"]
+    assert Table([row("a", 2.0), row("b", 2.0, steps=4, model="other")]).differences == []
+    machines = [row(n, 2.0, environment={"cpu": n}) for n in "ab"]
+    assert "several machines (a, b)" in Table(machines).differences[0]
+
+
+def test_a_table_says_that_a_method_changes_the_model_before_training():
+    said = "changes the model before the first step"
+    assert said not in Table([row("full", 2.0), row("lora", 2.0)]).markdown()
+    assert said in Table([row("full", 2.0), row("qlora", 2.1)]).markdown()
+    assert said not in Table([row("full", 2.0), row("lora", 3.0, model="other")]).markdown()
+
+
+def test_a_commit_with_changes_is_shown_as_such():
+    commit = {"commit": "0123456789abcdef+changes", "cpu": "x"}
+    assert "commit 0123456789ab+changes" in Table([row("a", 2.0, environment=commit)]).markdown()

@@ -144,12 +144,25 @@ class Table:
         return (
             "\n".join(lines)
             + f"\n\n{budget}Measures before → after training. Peak memory is that of the whole process, libraries "
-            + f"included; seconds are those of the optimizer steps.{notes}\n\n{self._machine_line()}\n"
+            + f"included; seconds are those of the optimizer steps.{self._starts()}{notes}\n\n{self._machine_line()}\n"
         )
 
     @property
     def _shows_models(self) -> bool:
         return len({row.model for row in self.rows if row.is_run}) > 1
+
+    def _starts(self) -> str:
+        """Return a remark where some runs were not the base model before their first step."""
+        for model in {row.model for row in self.rows if row.is_run}:
+            for name in self.measures:
+                before = {r.measures[name].before for r in self.rows if r.model == model and name in r.measures}
+                values = [value for value in before if value is not None]
+                if values and max(values) - min(values) > 1e-3 * max(values):
+                    return (
+                        " Where a row's first value is not that of full, the method itself changes the model before "
+                        "the first step (a quantised base, random prefixes)."
+                    )
+        return ""
 
     def _machine_line(self) -> str:
         machine = self.machine
@@ -163,7 +176,7 @@ class Table:
             f"Python {machine.get('python')}" if machine.get("python") else "",
             f"luthier {machine.get('luthier')}" if machine.get("luthier") else "",
             *(f"{name} {version}" for name, version in mapping(machine.get("packages")).items()),
-            f"commit {str(machine['commit'])[:12]}" if machine.get("commit") else "",
+            f"commit {_short(str(machine['commit']))}" if machine.get("commit") else "",
         ]
         return "Machine: " + ", ".join(part for part in parts if part) + "."
 
@@ -200,6 +213,12 @@ def _default_rate(recipe: Mapping[str, object]) -> float | None:
 
     family = kinds("method").get(str(mapping(recipe.get("method")).get("kind")))
     return family.default_learning_rate if family is not None and issubclass(family, Method) else None
+
+
+def _short(commit: str) -> str:
+    """Return the first letters of a commit, and whether files differed from it."""
+    name, plus, changes = commit.partition("+")
+    return name[:12] + plus + changes
 
 
 def _whole(value: object) -> int | None:
