@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, cast
 
 import pytest
 import torch
@@ -24,6 +24,7 @@ from luthier.methods.lora import Lora
 from luthier.models.load import load_model
 from luthier.objectives.sft import Sft
 from luthier.run.config import parse_recipe
+from luthier.run.schema import recipe_schema
 from recipes import luthier, write_recipe
 from training import engine
 
@@ -240,6 +241,12 @@ def test_a_recipe_may_name_a_part_by_its_kind_alone() -> None:
     assert isinstance(recipe.method, Hybrid)
     assert recipe.method.parts == (Layers(last=1), Lora())
     assert parse_recipe(recipe.dump()).method == recipe.method
+
+
+def test_the_schema_says_that_parts_are_methods() -> None:
+    definitions = cast("dict[str, dict]", recipe_schema()["$defs"])
+    assert definitions["method.hybrid"]["properties"]["parts"]["items"] == {"$ref": "#/$defs/Method"}
+    assert definitions["Method"] == {"$ref": "#/$defs/method"}
 
 
 def test_a_merge_that_one_part_cannot_make_is_refused_before_anything_changes() -> None:

@@ -72,7 +72,7 @@ class Hybrid(Method):
         "Mao et al. 2021, UniPELT, arXiv:2110.07577 (several methods in one model; without its gates)"
     )
     moves: ClassVar[str] = "what the parts move, each tensor in one part"
-    typical_share: ClassVar[str] = "the sum of the parts"
+    typical_share: ClassVar[str] = "1 to 30 %"
     when: ClassVar[str] = (
         "The upper blocks need more freedom than the rest; a method for norms or embeddings beside one for matrices."
     )

@@ -28,6 +28,8 @@ def recipe_schema() -> dict[str, object]:
         field = schema["properties"][family]
         kept = {key: field[key] for key in ("description", "default") if key in field}
         schema["properties"][family] = {"$ref": _REF.format(family), **kept}
+    if "Method" in definitions:  # the parts of a hybrid are methods themselves
+        definitions["Method"] = {"$ref": _REF.format("method")}
     _drop_unused(schema, definitions)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "Luthier recipe"}
 
