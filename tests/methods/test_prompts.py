@@ -457,7 +457,8 @@ def test_p_tuning_counts_as_in_pefts_guide_on_classification_with_roberta_large(
 @pytest.mark.parametrize(
     ("width", "tokens", "published"),
     [
-        # Lester et al. 2021, table 4: T5 1.1 of every size with prompts of 1, 20 and 100 tokens; 5 for XXL in its text.
+        # Lester et al. 2021, arXiv:2104.08691: 20,480 for T5-XXL and 5 tokens (figure 2), and the appendix's table of
+        # every size and length of T5 1.1.
         (512, 1, 512),
         (512, 20, 10_240),
         (512, 100, 51_200),

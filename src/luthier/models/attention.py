@@ -45,11 +45,13 @@ class Prefix:
         """Return keys and values (B, K, P + S, D) of a layer with its prefix before them.
 
         Raises:
-            NotImplementedError: the module does not know its layer (ALBERT has one for all).
+            NotImplementedError: the module does not know its layer (ALBERT has one for all), or its keys are others.
         """
         layer = vars(module).get("layer_idx")
         if not isinstance(layer, int):
             raise NotImplementedError("attention that does not know its layer")
+        if (self.states.shape[1], self.states.shape[3]) != (key.shape[1], key.shape[3]):
+            raise NotImplementedError("layers with keys of another shape than the config says")
         self.seen.add(layer)
         own = self.states[2 * layer : 2 * layer + 2].to(key.dtype)[:, None].expand(-1, key.shape[0], -1, -1, -1)
         return torch.cat([own[0], key], dim=2), torch.cat([own[1], value], dim=2)

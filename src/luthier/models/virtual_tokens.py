@@ -33,7 +33,7 @@ class VirtualTokens(nn.Module):
     Attributes:
         encoder: gives the vectors (1, P, width) of the indices (1, P).
         size: P.
-        kept: of the forward pass under way, where the real tokens are: (N,) in a packed row, (B, T) in a batch.
+        kept: of the forward pass under way, where the real tokens are: (1, N) in a packed row, (B, T) in a batch.
     """
 
     def __init__(self, encoder: nn.Module, size: int) -> None:
