@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from families import CLASSES, config, labelled_examples
+from laws.test_methods import METHODS, method_for
 from luthier.core.component import StageFacts
 from luthier.core.errors import RunError
 from luthier.methods.base import Method, head_parameters, trainable
@@ -20,7 +21,6 @@ from luthier.models.load import load_model
 from luthier.models.pooling import pooled_head
 from luthier.objectives.classify import Classify
 from luthier.train.audit import audit, digests
-from laws.test_methods import METHODS, method_for
 from training import engine
 
 FAMILIES = ("llama", "qwen2", "gpt2", "bert")
@@ -181,9 +181,10 @@ def test_merged_it_is_a_plain_model_that_transformers_opens_with_the_names_of_th
     model.module.eval()
     try:
         merged = journey.method.merge(model.module)
-    except RunError as refusal:  # a family that has no place for what was trained
-        assert "cannot be merged" in str(refusal)
-        return
+    except RunError as refusal:
+        if "cannot be merged" not in str(refusal):
+            raise
+        return  # a family that has no place for what was trained, as the refusal says
     merged.save_pretrained(tmp_path)
     reloaded, info = AutoModelForSequenceClassification.from_pretrained(
         tmp_path, output_loading_info=True, dtype=torch.float32
