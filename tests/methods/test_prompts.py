@@ -47,7 +47,7 @@ from training import engine
 
 Loaded = Callable[[str], CausalModel]
 
-NO_PREFIX = ("bloom", "gpt-oss", "qwen2-moe")
+NO_PREFIX = ("gpt-oss", "qwen2-moe")
 WITH_PREFIX = [n for n in NAMES if n not in NO_PREFIX]
 TEXT = [7, 23, 41]  # shorter than the window, as what stands before the first token that a cache forgets
 TOKENS = torch.randint(3, 60, (2, 17), generator=torch.Generator().manual_seed(3))
@@ -139,6 +139,10 @@ def test_packed_padded_and_checkpointed_losses_and_gradients_equal_those_of_sing
     model.module.gradient_checkpointing_enable({"use_reentrant": False})
     for is_checkpointed in (False, True):
         model.module.train(is_checkpointed)  # checkpointing acts in training; these families have no dropout
+        if is_checkpointed and name == "bloom" and isinstance(method, Prefix):
+            with pytest.raises(ModelError, match="gradient checkpointing"):
+                measured(False, [rows])
+            continue
         for packs in {False, could_pack}:
             found, theirs = measured(packs, [rows])
             torch.testing.assert_close(found, loss, rtol=1e-5, atol=1e-4)
@@ -309,6 +313,14 @@ def test_more_virtual_tokens_than_the_context_holds_are_refused(method: Method, 
         method.prepare(loaded("gpt2").module)
 
 
+def test_checkpointing_is_refused_before_a_run_where_it_would_take_the_prefix_away() -> None:
+    for method in (Prefix(), PTuningV2()):
+        for family, number in (("bloom", 1), ("llama", 0)):
+            facts = StageFacts(method, Sft(), {"model_type": family}, gradient_checkpointing=True)
+            assert len(method.problems(facts)) == number
+    assert refusals(Prefix(), model_type="bloom") == []
+
+
 @pytest.mark.parametrize("name", NO_PREFIX)
 def test_an_architecture_whose_attention_asks_for_no_prefix_is_refused(name: str, loaded: Loaded) -> None:
     with pytest.raises(ModelError, match="keys and values") as caught:
@@ -361,9 +373,12 @@ def test_the_folder_holds_what_peft_reads_and_a_network_only_beside_it(
 
 
 @pytest.mark.parametrize("method", [Prompt(tokens=4), Prefix(tokens=4, projection=True)], ids=lambda m: m.kind)
-def test_an_export_opens_in_peft_with_the_runs_logits(method: Method, loaded: Loaded, tmp_path: Path) -> None:
-    model = loaded("llama")
-    plain = loaded("llama").module.eval()(input_ids=TOKENS).logits
+@pytest.mark.parametrize("name", ["llama", "bloom", "mistral", "gemma2", "gpt-neox"])
+def test_an_export_opens_in_peft_with_the_runs_logits(
+    name: str, method: Method, loaded: Loaded, tmp_path: Path
+) -> None:
+    model = loaded(name)
+    plain = loaded(name).module.eval()(input_ids=TOKENS).logits
     method.prepare(model.module)
     (tmp_path / "checkpoint").mkdir()
     method.save(model.module, tmp_path / "checkpoint", base=model.path)

@@ -10,7 +10,7 @@ from pydantic import Field
 from luthier.core.component import StageFacts
 from luthier.core.errors import Problem
 from luthier.methods.base import Method
-from luthier.models.room import room_problems, without_prefixes
+from luthier.models.room import cache_problems, room_problems, without_prefixes
 
 if TYPE_CHECKING:
     from peft import PrefixTuningConfig
@@ -66,6 +66,7 @@ class Prefix(Method):
         unseen = without_prefixes(facts.model_config)
         if unseen is not None:
             found.append(unseen)
+        found += cache_problems(facts.model_config, facts.gradient_checkpointing)
         if self.projection_size is not None and not self.projection:
             remedy = "set projection: true, or leave it out"
             found.append(Problem("projection_size has no effect without projection.", "method.projection_size", remedy))

@@ -11,6 +11,8 @@ NAME = "virtual_tokens"
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions")
 _BY_POSITION = {"full_attention", "sliding_attention"}
 """Kinds of layers in which every token attends by key and place."""
+BY_CACHE = ("bloom",)
+"""Families with an attention of their own, which is given a prefix as if it had been computed before."""
 
 
 def room_problems(size: int, config: Mapping[str, object]) -> list[Problem]:
@@ -26,11 +28,25 @@ def without_prefixes(config: Mapping[str, object]) -> Problem | None:
     others = sorted(set(kinds) - _BY_POSITION) if isinstance(kinds, Sequence) else []
     if others:
         return unseen(f"it has layers of the kind {others[0]}")
-    if config.get("model_type") == "bloom":
-        return unseen("its attention is of its own kind")
     if config.get("model_type") == "gpt_oss":
         return unseen("its attention has sinks")
     return None
+
+
+def cache_problems(config: Mapping[str, object], gradient_checkpointing: bool) -> list[Problem]:
+    """Return what forbids a prefix in a family that takes it by its cache."""
+    if config.get("model_type") in BY_CACHE and gradient_checkpointing:
+        return [not_checkpointed(str(config["model_type"]))]
+    return []
+
+
+def not_checkpointed(family: str) -> Problem:
+    """Say that a family would lose its prefix."""
+    return Problem(
+        f"Models of the family {family} get a prefix by their cache, which gradient checkpointing takes away.",
+        where="gradient_checkpointing",
+        remedy="leave gradient_checkpointing out, or use a soft prompt (prompt or p_tuning)",
+    )
 
 
 def no_room(size: int, context: int | None) -> Problem | None:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from luthier.core.errors import ModelError, Problem
 from luthier.models import attention
-from luthier.models.room import NAME, no_room, unseen, without_prefixes
+from luthier.models.room import BY_CACHE, NAME, no_room, not_checkpointed, unseen, without_prefixes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -98,6 +98,9 @@ def add_prefix(model: PreTrainedModel, encoder: nn.Module, size: int) -> None:
     if problem is not None:
         raise ModelError(problem)
     backbone = _add(model, encoder, size)
+    if model.config.model_type in BY_CACHE:
+        backbone.register_forward_pre_hook(_fill_cache, with_kwargs=True)
+        return
     backbone.register_forward_pre_hook(_hand_prefix, with_kwargs=True)
     attention.register()
     model.set_attn_implementation(attention.NAME)
@@ -195,9 +198,38 @@ def _hand_prefix(backbone: nn.Module, args: tuple[object, ...], kwargs: dict[str
         given["position_ids"] = positions + virtual.size + _first_position(backbone)
     else:
         given["position_ids"] = positions + virtual.size
-    shape = prefix_shape(backbone.config)  # type: ignore[arg-type]
-    states = virtual().view(virtual.size, 2 * shape.layers, shape.heads, shape.head_size).permute(1, 2, 0, 3)
-    given["kv_prefix"] = attention.Prefix(states, positions)
+    given["kv_prefix"] = attention.Prefix(_states(backbone), positions)
+    return (), given
+
+
+def _states(backbone: nn.Module) -> Tensor:
+    """Return the prefix's keys and values, (2·layers, K, P, D)."""
+    virtual, shape = _of(backbone), prefix_shape(backbone.config)  # type: ignore[arg-type]
+    return virtual().view(virtual.size, 2 * shape.layers, shape.heads, shape.head_size).permute(1, 2, 0, 3)
+
+
+def _fill_cache(backbone: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> tuple[tuple, dict]:
+    """Give keys and values to every layer as a cache that begins with them."""
+    from transformers import Cache, DynamicCache
+
+    given = _named(backbone, args, kwargs)
+    if backbone.training and getattr(backbone, "gradient_checkpointing", False):
+        raise ModelError(not_checkpointed(str(backbone.config.model_type)))  # type: ignore[union-attr]
+    tokens = _tensor(given, "inputs_embeds") if given.get("input_ids") is None else _tensor(given, "input_ids")
+    assert tokens is not None, "a forward pass has tokens or their embeddings"
+    virtual, rows = _of(backbone), tokens.shape[0]
+    cache = given.get("past_key_values")
+    cache = cache if isinstance(cache, Cache) else DynamicCache()
+    known = cache.get_seq_length()
+    if known == 0:
+        states = _states(backbone).to(backbone.dtype)[:, None].expand(-1, rows, -1, -1, -1)  # type: ignore[arg-type]
+        for layer in range(len(states) // 2):
+            cache.update(states[2 * layer], states[2 * layer + 1], layer)
+    given["past_key_values"] = cache
+    mask = _tensor(given, "attention_mask")
+    if mask is None:
+        mask = torch.ones(rows, max(known - virtual.size, 0) + tokens.shape[1], dtype=torch.long, device=tokens.device)
+    given["attention_mask"] = torch.cat([mask.new_ones(rows, virtual.size), mask], dim=1)
     return (), given
 
 
