@@ -208,6 +208,13 @@ def test_parents_scaled_by_the_root_of_the_rank_are_not_scaled_twice(base: Path,
     assert distance(deltas(tmp_path / "out"), summed(pair, [0.5, 0.5])) < 1e-5
 
 
+def test_an_adapter_that_started_from_the_base_s_own_directions_merges_like_any_other(base: Path, tmp_path: Path):
+    pair = {"plain": made(tmp_path / "plain", base, 1), "pissa": made(tmp_path / "pissa", base, 2, init="pissa")}
+    report = merge_adapters(load_model(str(base)), pair, [0.5, 0.5], tmp_path / "out")
+    assert distance(deltas(tmp_path / "out"), summed(pair, [0.5, 0.5])) < 1e-5
+    assert report.rank == 4 + 8  # what it added and what it took away at the start
+
+
 def test_an_adapter_of_another_base_is_refused(base: Path, three: dict[str, Path], tmp_path: Path):
     other = write("llama", tmp_path / "other", seed=9)
     stranger = made(tmp_path / "stranger", other, 4)
