@@ -214,6 +214,19 @@ def test_what_is_wrong_in_a_part_names_the_part() -> None:
     assert "has 1 parts" in str(single.problems(facts)[0])
 
 
+def test_what_parts_say_of_the_base_and_of_its_positions_holds_for_the_whole() -> None:
+    method = Hybrid.model_validate({"parts": [{"kind": "prompt", "tokens": 5}, {"kind": "qlora"}]})
+    assert method.reserved_positions == 5
+    assert method.base_bits == 4
+    assert method.base_quantization == method.parts[1].base_quantization
+    facts = StageFacts(method=method, objective=Sft(), model_config=config("llama").to_dict())
+    assert method.problems(facts) == []
+    clash = Hybrid.model_validate({"parts": [TOP, {"kind": "qlora", "exclude": ["model.layers.1.*"]}]})
+    assert "quantised weights cannot be trained" in str(clash.problems(facts)[0])
+    whole = Hybrid.model_validate({"parts": [TOP, {"kind": "feature_extraction"}]})
+    assert any("takes the whole model" in problem.what for problem in whole.problems(facts))
+
+
 RECIPE = {"model": "starter", "data": "starter:quickstart"}
 
 

@@ -96,6 +96,11 @@ class Hybrid(Method):
         return next((part.base_bits for part in self.parts if part.base_bits), None)
 
     @property
+    def base_quantization(self) -> tuple[Literal["nf4", "fp4"], bool]:
+        quantising = [part for part in self.parts if part.base_bits]
+        return quantising[0].base_quantization if quantising else super().base_quantization
+
+    @property
     def reserved_positions(self) -> int:
         return sum(part.reserved_positions for part in self.parts)
 
@@ -106,6 +111,11 @@ class Hybrid(Method):
         found = []
         for index, part in enumerate(self.parts):
             found += [_placed(p, index) for p in part.problems(replace(facts, method=part))]
+            if part.changes_architecture or part.keeps_features:
+                what = f"{part.kind_name} takes the whole model, and leaves nothing to other parts."
+                found.append(
+                    Problem(what, f"method.parts.{index}", f"write method: {part.kind_name}, or drop this part")
+                )
         bits = {part.base_bits for part in self.parts if part.base_bits}
         if len(bits) > 1:
             found.append(Problem("Two parts want the base in 4 and in 8 bits.", "method.parts", "choose one of them"))
