@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from luthier.data.stream import Stream
 from luthier.run.config import Recipe
 from luthier.run.draft import read_draft
 from luthier.run.examine import Examined, examine, longest_sequence
-from luthier.run.numbers import byte_size, count, number
+from luthier.run.numbers import byte_size, count, setting
 
 
 def run(recipe: Path | None, overrides: Sequence[str] = (), json: bool = False, json_schema: bool = False) -> None:
@@ -35,7 +36,9 @@ def run(recipe: Path | None, overrides: Sequence[str] = (), json: bool = False, 
     show_problems(found.warnings)
     console = stdout()
     for label, text in _lines(summary):
-        console.print(f"{label:>14}  {text}")
+        console.print(f"{label:>14}  {text}", markup=False, highlight=False)
+    again = shlex.join([str(recipe), *overrides])
+    console.print(f"{'':>14}  All is well. Train it with: luthier train {again}", markup=False)
 
 
 def summarize(recipe: Recipe, found: Examined) -> dict[str, object]:
@@ -44,7 +47,7 @@ def summarize(recipe: Recipe, found: Examined) -> dict[str, object]:
     settled = recipe.resolved()
     stream = Stream(len(found.train_records), recipe.batch_size, recipe.seed)
     # Long texts are cut into pieces, and how many is known only when they are tokens.
-    counts_rows = recipe.objective.data_form == "conversation"
+    counts_rows = recipe.objective.data_form != "text"
     steps = stream.total_steps(recipe.epochs, recipe.max_steps) if counts_rows or recipe.max_steps else None
     return {
         "model": {
@@ -94,12 +97,21 @@ def _lines(summary: dict) -> list[tuple[str, str]]:
         ("objective", _component(summary["objective"])),
         ("data", f"{data['rows']:,} rows of {data['path']}{held_out}, read as {data['format']} ({data['why']})"),
         ("steps", f"{steps:,}" if steps is not None else "as many as the texts have pieces of max_length"),
-        ("learning rate", number(derived["learning_rate"])),
+        ("learning rate", setting(derived["learning_rate"])),
         ("max length", f"{derived['max_length']:,} tokens"),
-        ("", "All is well. Train it with: luthier train"),
     ]
 
 
 def _component(fields: dict[str, object]) -> str:
-    rest = ", ".join(f"{name} {value}" for name, value in fields.items() if name != "kind" and value not in (None, []))
+    """Return the kind and the values that are set; what is off or empty is left out."""
+    told = {n: v for n, v in fields.items() if n != "kind" and v not in (None, False, [], {}, "", "default")}
+    rest = ", ".join(f"{name} {_value(value)}" for name, value in told.items())
     return f"{fields['kind']} ({rest})" if rest else str(fields["kind"])
+
+
+def _value(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return ", ".join(map(_value, value))
+    return setting(value) if isinstance(value, float) else str(value)

@@ -108,8 +108,17 @@ def _compute_dtype(hidden: Tensor) -> torch.dtype:
     return hidden.dtype
 
 
-def _raw_logits(hidden_CH: Tensor, weight_VH: Tensor, bias_V: Tensor | None) -> Tensor:
-    logits_CV = product(hidden_CH, weight_VH)
+def _logits_buffer(hidden_MH: Tensor, vocabulary: int, dtype: torch.dtype) -> Tensor:
+    """Return the place of one chunk's logits. Allocated anew for each chunk, its pages would be cleared every time."""
+    rows = max((r.stop - r.start for r in _chunks(len(hidden_MH), vocabulary)), default=0)
+    return hidden_MH.new_empty((rows, vocabulary), dtype=dtype)
+
+
+def _raw_logits(hidden_CH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, buffer: Tensor) -> Tensor:
+    if torch.is_autocast_enabled(hidden_CH.device.type):  # `out=` is not for autocast
+        logits_CV = product(hidden_CH, weight_VH)
+    else:
+        logits_CV = product(hidden_CH, weight_VH, out=buffer[: hidden_CH.shape[0]])
     if bias_V is not None:
         logits_CV += bias_V
     return logits_CV.float()
@@ -163,9 +172,10 @@ class _NllSum(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden_MH) if need_hidden else None
         grad_weight = _grad_of(weight_VH) if is_direct else torch.zeros_like(weight_VH) if need_weight else None
         grad_bias = torch.zeros_like(bias_V) if need_bias else None
+        buffer = _logits_buffer(hidden_MH, weight_VH.shape[0], dtype)
         for rows in _chunks(len(targets_M), weight_VH.shape[0]):
             hidden_CH, targets_C, weights_C = hidden_MH[rows].to(dtype), targets_M[rows], weights_M[rows]
-            logits_CV, tanh_CV = _shape_logits(_raw_logits(hidden_CH, work_VH, bias_V), head)
+            logits_CV, tanh_CV = _shape_logits(_raw_logits(hidden_CH, work_VH, bias_V, buffer), head)
             nll_C, exp_CV, sum_C = _normalise(logits_CV, targets_C)
             total += (nll_C * weights_C).sum(dtype=torch.float64)
             if not (need_hidden or need_weight or need_bias):
@@ -212,9 +222,10 @@ class _Logps(torch.autograd.Function):
         work_VH = weight_VH.to(dtype)
         out_M = torch.empty(len(targets_M), dtype=torch.float32, device=hidden_MH.device)
         unit_MH = torch.empty_like(hidden_MH) if ctx.needs_input_grad[0] else None
+        buffer = _logits_buffer(hidden_MH, weight_VH.shape[0], dtype)
         for rows in _chunks(len(targets_M), weight_VH.shape[0]):
             targets_C = targets_M[rows]
-            logits_CV, tanh_CV = _shape_logits(_raw_logits(hidden_MH[rows].to(dtype), work_VH, bias_V), head)
+            logits_CV, tanh_CV = _shape_logits(_raw_logits(hidden_MH[rows].to(dtype), work_VH, bias_V, buffer), head)
             nll_C, exp_CV, sum_C = _normalise(logits_CV, targets_C)
             out_M[rows] = -nll_C
             if unit_MH is not None:
@@ -236,9 +247,10 @@ class _Logps(torch.autograd.Function):
             grad_weight = torch.zeros_like(weight_VH) if ctx.needs_input_grad[1] else None
             grad_bias = torch.zeros_like(bias_V) if ctx.needs_input_grad[2] else None
             work_VH = weight_VH.to(ctx.dtype)
+            buffer = _logits_buffer(hidden_MH, weight_VH.shape[0], ctx.dtype)
             for rows in _chunks(len(targets_M), weight_VH.shape[0]):
                 hidden_CH = hidden_MH[rows].to(ctx.dtype)
-                logits_CV, tanh_CV = _shape_logits(_raw_logits(hidden_CH, work_VH, bias_V), ctx.head)
+                logits_CV, tanh_CV = _shape_logits(_raw_logits(hidden_CH, work_VH, bias_V, buffer), ctx.head)
                 _, exp_CV, sum_C = _normalise(logits_CV, targets_M[rows])
                 grad_CV = _weighted_gradient(exp_CV, sum_C, targets_M[rows], -upstream_M[rows].float())
                 grad_CV = _unshape_gradient(grad_CV, tanh_CV, ctx.head)

@@ -46,11 +46,14 @@ def takes(x: Tensor, *sizes: int) -> bool:
     )
 
 
-def product(x_NI: Tensor, weight_OI: Tensor) -> Tensor:
-    """Return x·Wᵀ, (N, O), with N cut into blocks. Strided operands (transposes) are taken as they are."""
+def product(x_NI: Tensor, weight_OI: Tensor, out: Tensor | None = None) -> Tensor:
+    """Return x·Wᵀ, (N, O), with N cut into blocks. Strided operands (transposes) are taken as they are.
+
+    `out`, (N, O), is where the result is written, if given.
+    """
     if not takes(x_NI, weight_OI.shape[0]):
-        return x_NI @ weight_OI.t()
-    out_NO = x_NI.new_empty(x_NI.shape[0], weight_OI.shape[0])
+        return torch.mm(x_NI, weight_OI.t(), out=out) if out is not None else x_NI @ weight_OI.t()
+    out_NO = x_NI.new_empty(x_NI.shape[0], weight_OI.shape[0]) if out is None else out
     for rows, whole in _cuts(x_NI.shape[0]):
         if whole:
             out_NO[rows] = _onednn(x_NI[rows], weight_OI)

@@ -52,6 +52,9 @@ def unreadable_kind(head: bytes) -> tuple[str, str] | None:
     """Return what is wrong and the remedy when the first bytes show that no reader can help."""
     if not head.strip():
         return "The file is empty.", "give a file with at least one row"
+    if head[:1] == b"\x80" and 2 <= head[1] <= 5 and b"\n" not in head[:2]:
+        what = "This is a pickle, which can run code when opened; it is never read."
+        return what, "write the rows as JSONL with the program that made it"
     if (
         head[:2] in (b"\xff\xfe", b"\xfe\xff")
         or head[1::2].count(0) > len(head) // 4

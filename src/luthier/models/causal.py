@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from luthier.core.batch import Batch, Example, collate
+from luthier.core.errors import ModelError, Problem
 from luthier.core.logps import Head, logps, nll_sum
 from luthier.models import attention
 from luthier.models.leaner import is_unwatched, make_leaner
@@ -79,7 +80,7 @@ def find_head(module: PreTrainedModel, plain: bool = True) -> Head:
     divisor = getattr(config, "logits_scaling", None)
     if divisor:
         scale /= float(divisor)
-    softcap = getattr(config, "final_logit_softcapping", None)
+    softcap = getattr(config, "final_logit_softcapping", None) or getattr(config, "logits_soft_cap", None)
     if not plain or type(layer) is not nn.Linear:
         return Head(layer.weight, scale=scale, softcap=softcap, project=layer)
     adds_to_grad = is_unwatched(layer.weight)
@@ -90,7 +91,22 @@ def probe(model: CausalModel) -> None:
     """Try the packed path and the head on a few tokens; set `packs`, `plain_head` and `notes` by what is found.
 
     The reference is the model's own forward pass, one sequence at a time, unpadded, up to its logits.
+
+    Raises:
+        ModelError: the architecture is not built as text models are, or its loss would be wrong.
     """
+    try:
+        _probe(model)
+    except AttributeError as error:  # a model of images, sounds, or of another make
+        raise _unsupported(model, f"The model has no forward pass that text alone can take ({error}).") from error
+
+
+def _unsupported(model: CausalModel, what: str) -> ModelError:
+    remedy = f"please report the architecture {type(model.module).__name__}"
+    return ModelError(Problem(what, where=model.name, remedy=remedy))
+
+
+def _probe(model: CausalModel) -> None:
     vocabulary = model.vocabulary_rows
     draw = np.random.default_rng(0)
     lengths = (7, 4, 9)
@@ -111,15 +127,10 @@ def probe(model: CausalModel) -> None:
         if not _close(model, model.logps(padded), reference):
             model.plain_head = False
             if not _close(model, model.logps(padded), reference):
-                from luthier.core.errors import ModelError, Problem
-
-                raise ModelError(
-                    Problem(
-                        "Log-probabilities made from hidden states differ from the model's own logits, so a loss on it "
-                        "would be wrong. Its head is of a kind that is not supported.",
-                        where=model.name,
-                        remedy="please report the architecture " + type(model.module).__name__,
-                    )
+                raise _unsupported(
+                    model,
+                    "Log-probabilities made from hidden states differ from the model's own logits, so a loss on it "
+                    "would be wrong. Its head is of a kind that is not supported.",
                 )
             model.notes.append("The head is no plain matrix: its own projection is used (slower, exact).")
         model.packs = _try_packing(model, examples, reference)

@@ -20,8 +20,8 @@ from torch import Tensor
 from luthier.core.batch import Batch, Example
 from luthier.core.errors import FreezeError, NonFiniteError, OutOfMemoryError
 from luthier.methods.base import Method, trainable
-from luthier.models.causal import CausalModel
 from luthier.models.leaner import make_checkpointable
+from luthier.models.loaded import LoadedModel
 from luthier.objectives.base import Objective
 from luthier.train.microbatch import Cut, is_out_of_memory
 
@@ -45,7 +45,7 @@ class Settings:
     keep_reference: bool = False
 
 
-def add_gradients(model: CausalModel, objective: Objective, batches: Sequence[Batch]) -> None:
+def add_gradients(model: LoadedModel, objective: Objective, batches: Sequence[Batch]) -> None:
     """Add the gradient of the batches' mean loss to every parameter that wants one."""
     count = sum(objective.count(batch) for batch in batches)
     for batch in batches:
@@ -73,7 +73,7 @@ class Engine:
         events: what the user should hear of (a halved micro-batch, …), in order.
     """
 
-    model: CausalModel
+    model: LoadedModel
     method: Method
     objective: Objective
     optimizer_config: Optimizer
@@ -148,7 +148,7 @@ class Engine:
         rate = self.learning_rate()
         for group, scale in zip(self.optimizer.param_groups, self._scales):
             group["lr"] = rate * scale
-        self.optimizer.step()
+        self._update()
         self.step += 1
         self.method.after_step(self.model.module, self.method_state, self.step)
         self.optimizer.zero_grad(set_to_none=True)
@@ -156,13 +156,14 @@ class Engine:
 
     def evaluate(self, examples: Sequence[Example]) -> tuple[float, float]:
         """Return (mean loss, count) over examples, without touching the training state."""
-        total, count = torch.zeros((), dtype=torch.float64), 0.0
-        with self.model.evaluating():
-            for group in self.cut.apply(examples, padded=not self.model.packs):
-                batch = self.model.collate(group)
-                total += self.objective.loss(self.model, batch).total.double().cpu()
-                count += self.objective.count(batch)
-        return float(total) / max(count, 1e-12), count
+        while True:
+            groups = self.cut.apply(examples, padded=not self.model.packs)
+            try:
+                return self._mean_loss(groups)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            self._cut_finer(max(map(len, groups)), max(map(len, examples)))
 
     @contextmanager
     def reference(self) -> Iterator[None]:
@@ -210,6 +211,27 @@ class Engine:
             sources=tuple(s for b in batches for s in b.sources),
         )
 
+    def _mean_loss(self, groups: list[list[Example]]) -> tuple[float, float]:
+        total, count = torch.zeros((), dtype=torch.float64), 0.0
+        with self.model.evaluating():
+            for group in groups:
+                batch = self.model.collate(group)
+                total += self.objective.loss(self.model, batch).total.double().cpu()
+                count += self.objective.count(batch)
+        return float(total) / max(count, 1e-12), count
+
+    def _update(self) -> None:
+        """Let the optimizer move the weights. Half an update cannot be taken back, so lack of memory ends the run."""
+        try:
+            self.optimizer.step()
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise OutOfMemoryError(
+                f"Out of memory in the optimizer at step {self.step + 1}: its moments need 8 bytes for each trained "
+                "parameter. Train fewer weights (method: lora), or set optimizer: adamw_8bit."
+            ) from error
+
     def _cut_finer(self, largest: int, longest: int) -> None:
         self.optimizer.zero_grad(set_to_none=True)
         if torch.cuda.is_available():
@@ -223,7 +245,7 @@ class Engine:
         self.cut = finer
         self.events.append(
             f"Out of memory at step {self.step + 1}: going on with {finer.sequences} sequences per micro-batch instead "
-            f"of {largest}. The step's sequences, order and result stay the same."
+            f"of {largest}. The step's sequences and their order stay the same; dropout, if any, is drawn anew."
         )
 
     def _require_gradients(self) -> None:
