@@ -160,6 +160,7 @@ def test_the_balance_loss_is_counted_once_under_gradient_checkpointing(family_fo
         running.forward_backward(examples([9, 14, 5, 20], share=1.0))
         grads = {n: p.grad.clone() for n, p in trainable(model.module).items() if p.grad is not None}
         row = running.train_step(examples([9, 14, 5, 20], seed=1, share=1.0))
+        assert routing_of(model.module).take() == []  # nor is anything held of what was computed again
         found.append((grads, row["loss"], method.report(model.module, running.method_state)))
     (plain, plain_loss, plain_report), (again, again_loss, again_report) = found
     assert plain.keys() == again.keys()
@@ -179,6 +180,24 @@ def test_the_balance_loss_reaches_the_routers_and_its_weight_scales_it(family_fo
     task, once, twice = grads
     assert (once - task).abs().max() > 1e-4
     torch.testing.assert_close(twice - task, 2 * (once - task), rtol=1e-3, atol=1e-5)
+
+
+def test_a_pass_of_a_reference_model_does_not_take_the_balance_loss_away(
+    family_folder: Callable[[str], Path],
+) -> None:
+    model = load_model(str(family_folder("mixtral")))
+    method = Moe(train="router", router_aux_loss=1.0)
+    method.prepare(model.module)
+    batch, other = (model.collate(examples(lengths, share=1.0)) for lengths in ([9, 14], [30]))
+    losses = []
+    for with_reference in (False, True):
+        model.nll_sum(batch)
+        if with_reference:
+            with model.evaluating():
+                model.nll_sum(other)
+        losses.append(method.penalty(model.module, batch))
+    assert losses[0] is not None
+    assert torch.equal(losses[0], losses[1])  # type: ignore[arg-type]
 
 
 def test_no_logits_are_held_after_a_step_nor_in_evaluation_nor_in_generation(
@@ -232,6 +251,17 @@ def test_the_shares_in_the_report_are_those_of_the_routers_choices(family_folder
     expected = torch.cat(chosen).flatten().bincount(minlength=4)
     share = running.method.report(model.module, running.method_state)["routing"]["model.layers.0.mlp"]["share"]  # type: ignore[index]
     assert share == pytest.approx((expected / expected.sum()).tolist(), abs=1e-4)
+
+
+def test_what_the_report_sums_up_fades_so_that_it_tells_of_the_last_steps(
+    family_folder: Callable[[str], Path],
+) -> None:
+    running = engine(load_model(str(family_folder("mixtral"))), Moe(train="router"))
+    seen = []
+    for step, lengths in enumerate(([9, 14], [5, 20, 6])):
+        running.train_step(examples(lengths, seed=step, share=1.0))
+        seen.append(float(running.method_state["routing.seen"]))
+    assert seen == pytest.approx([23, 0.98 * 23 + 31])
 
 
 def test_what_the_report_sums_up_survives_a_checkpoint(family_folder: Callable[[str], Path], tmp_path: Path) -> None:

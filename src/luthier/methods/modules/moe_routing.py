@@ -39,8 +39,9 @@ class Routing(nn.Module):
         ]
 
     def _begin(self, backbone: nn.Module, inputs: object) -> None:
-        self._logits = []
         self._is_watching = torch.is_grad_enabled()
+        if self._is_watching:  # a pass without a graph, as of a reference model, leaves those of the last one with it
+            self._logits = []
 
     def _end(self, backbone: nn.Module, inputs: object, output: object) -> None:
         self._is_watching = False
