@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 from luthier.core.errors import MissingExtra, ModelError, Problem
 from luthier.models.files import read_header, weight_files
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
     from transformers import PreTrainedConfig, PreTrainedModel
+
+    from luthier.models.quantized_linear import Workspace
 
 ROUTERS = ("gate", "router", "shared_expert_gate")
 """Last names of the small matrices that choose experts: they decide, and are kept as they are."""
@@ -76,6 +78,8 @@ def load_streaming(
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
 
+    from luthier.models.quantized_linear import Workspace
+
     folder = Path(where)
     if not folder.is_dir():
         return None
@@ -89,16 +93,17 @@ def load_streaming(
     fits = wanted.keys() <= places.keys() <= wanted.keys() | tied | buffers
     if not fits or any(tuple(places[n][1]["shape"]) != tuple(p.shape) for n, p in wanted.items()):
         return None
-    chosen = set(_matrices(model))
+    chosen, reading, making = set(_matrices(model)), Workspace(), Workspace()
     broken = []
     for name in wanted:
         path, _, last = name.rpartition(".")
-        tensor = _read(*places[name]).to(device=device, dtype=dtype)
+        is_matrix = path in chosen and last == "weight"
+        tensor = _read(*places[name], reading if is_matrix else Workspace()).to(device=device, dtype=dtype)
         if not bool(torch.stack(torch.aminmax(tensor)).isfinite().all()):
             broken.append(name)
         module = model.get_submodule(path)
-        if path in chosen and last == "weight":
-            _put(model, path, _quantized(module, tensor, how))
+        if is_matrix:
+            _put(model, path, _quantized(module, tensor, how, making))
         else:
             setattr(module, last, torch.nn.Parameter(tensor, requires_grad=False))
     if broken:
@@ -117,9 +122,12 @@ def quantize(model: PreTrainedModel, how: Quantization, device: str) -> None:
         MissingExtra: bitsandbytes is not installed.
     """
     require_bitsandbytes()
+    from luthier.models.quantized_linear import Workspace
+
+    workspace = Workspace()
     for name in _matrices(model):
         module = model.get_submodule(name)
-        _put(model, name, _quantized(module, module.weight.detach().to(device), how))  # type: ignore[operator]
+        _put(model, name, _quantized(module, module.weight.detach().to(device), how, workspace))  # type: ignore[operator]
     _mark(model, how)
 
 
@@ -147,7 +155,7 @@ def dense(module: nn.Module) -> nn.Module:
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 
-    weight_OI: Tensor = module.dequantized(torch.float32)  # type: ignore[operator]
+    weight_OI: Tensor = module.dequantized(torch.float32).clone()  # type: ignore[operator]
     inputs, outputs = weight_OI.shape[1], weight_OI.shape[0]
     bias = module.bias
     if module.was_transposed:
@@ -165,16 +173,17 @@ def _matrices(model: PreTrainedModel) -> list[str]:
     return [n for n in linear_roles(model) if n.rpartition(".")[2] not in ROUTERS and is_linear(model.get_submodule(n))]
 
 
-def _quantized(module: nn.Module, weight: Tensor, how: Quantization) -> nn.Module:
+def _quantized(module: nn.Module, weight: Tensor, how: Quantization, workspace: Workspace) -> nn.Module:
     from transformers.pytorch_utils import Conv1D
 
     from luthier.models.quantized_linear import Linear4, Linear8
 
     is_transposed = isinstance(module, Conv1D)
     weight_OI = weight.t().contiguous() if is_transposed else weight
+    bias = cast("nn.Parameter | None", module.bias)
     if how.bits == 8:
-        return Linear8(weight_OI, module.bias, is_transposed)  # type: ignore[arg-type]
-    return Linear4(weight_OI, module.bias, is_transposed, how.quant_type, how.double)  # type: ignore[arg-type]
+        return Linear8(weight_OI, bias, is_transposed, workspace)
+    return Linear4(weight_OI, bias, is_transposed, workspace, how.quant_type, how.double)
 
 
 def _put(model: nn.Module, name: str, module: nn.Module) -> None:
@@ -195,13 +204,13 @@ def _entries(folder: Path) -> Iterator[tuple[str, str, dict]]:
                 yield file, name, entry
 
 
-def _read(file: Path, entry: dict) -> Tensor:
-    """Return one tensor of a safetensors file, read into memory of its own."""
+def _read(file: Path, entry: dict, workspace: Workspace) -> Tensor:
+    """Return one tensor of a safetensors file, read into the workspace."""
     import torch
 
     dtypes = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
     first, end = entry["data_offsets"]
-    raw = torch.empty(end - first, dtype=torch.uint8)
+    raw = workspace.take((end - first,), torch.uint8)
     with file.open("rb", buffering=0) as stream:
         header = int.from_bytes(stream.read(8), "little")
         stream.seek(8 + header + first)

@@ -10,6 +10,9 @@ Imported only when bitsandbytes is installed. Shape legend: N tokens, I inputs, 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import bitsandbytes as bnb
 import torch
 from bitsandbytes import functional as bits
@@ -17,15 +20,43 @@ from torch import Tensor, nn
 
 from luthier.core.matmul import product
 
+PIECE = 1 << 18
+"""Numbers that are quantised or dequantised at a time on a CPU."""
+BLOCK = 64
+"""Numbers that share a scale in 4 bits."""
+
+
+class Workspace:
+    """The one piece of memory in which all matrices of a model take their full form, one at a time.
+
+    Allocated anew for every product, full matrices tear the heap into pieces that no later one fits into: the process
+    then holds several times what it uses, and waits for the system to clear fresh pages.
+    """
+
+    def __init__(self) -> None:
+        self._flat = torch.empty(0)
+
+    def take(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """Return uninitialised memory of a shape; it is taken back with the next call."""
+        size = math.prod(shape) * dtype.itemsize
+        if self._flat.numel() < size:
+            self._flat = torch.empty(0)  # let go first, so that both never stand side by side
+            self._flat = torch.empty(size, dtype=torch.uint8)
+        return self._flat[:size].view(dtype).view(*shape)
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Workspace:
+        return self
+
 
 class _Forward(nn.Module):
     """What both widths share."""
 
     was_transposed: bool
     bias: nn.Parameter | None
+    workspace: Workspace
 
     def dequantized(self, dtype: torch.dtype) -> Tensor:
-        """Return the matrix (O, I) in full."""
+        """Return the matrix (O, I) in full; on a CPU it is overwritten when another matrix is asked for."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
@@ -57,34 +88,108 @@ class Linear4(_Forward, bnb.nn.Linear4bit):  # type: ignore[misc]
     """A matrix in blocks of 4-bit numbers."""
 
     def __init__(
-        self, weight_OI: Tensor, bias: nn.Parameter | None, was_transposed: bool, quant_type: str, double: bool
+        self,
+        weight_OI: Tensor,
+        bias: nn.Parameter | None,
+        was_transposed: bool,
+        workspace: Workspace,
+        quant_type: str,
+        double: bool,
     ) -> None:
         outputs, inputs = weight_OI.shape
         with torch.device("meta"):
             bnb.nn.Linear4bit.__init__(
                 self, inputs, outputs, bias=False, compute_dtype=weight_OI.dtype, quant_type=quant_type
             )
-        self.was_transposed, self.bias = was_transposed, bias
-        weight = bnb.nn.Params4bit(
-            weight_OI.contiguous(), requires_grad=False, compress_statistics=double, quant_type=quant_type, module=self
+        self.was_transposed, self.bias, self.workspace = was_transposed, bias, workspace
+        codes, state = _in_4_bits(weight_OI.contiguous(), quant_type, double)
+        self.weight = bnb.nn.Params4bit(
+            codes,
+            requires_grad=False,
+            quant_state=state,
+            blocksize=state.blocksize,
+            compress_statistics=double,
+            quant_type=quant_type,
+            module=self,
+            bnb_quantized=True,
         )
-        self.weight = weight.to(weight_OI.device)
+        self.quant_state = state
 
     def dequantized(self, dtype: torch.dtype) -> Tensor:
-        return bits.dequantize_4bit(self.weight.data, self.weight.quant_state).to(dtype)
+        state, codes = self.weight.quant_state, self.weight.data
+        if codes.device.type != "cpu":
+            return bits.dequantize_4bit(codes, state).to(dtype)
+        absmax = state.absmax
+        if state.nested:
+            absmax = bits.dequantize_blockwise(absmax, state.state2).float() + state.offset
+        whole = self.workspace.take(state.shape, state.dtype)
+        flat, codes = whole.view(-1), codes.view(-1)
+        step = PIECE - PIECE % state.blocksize
+        # Piece by piece, because bitsandbytes cannot write into given memory on a CPU; and flat, because its kernel begins a
+        # block anew in each row, which is wrong where a row is no multiple of the block.
+        for start in range(0, flat.numel(), step):
+            piece = flat[start : start + step]
+            piece.copy_(
+                torch.ops.bitsandbytes.dequantize_4bit(
+                    codes[start // 2 : (start + len(piece) + 1) // 2].view(-1, 1),
+                    absmax[start // state.blocksize : -(-(start + len(piece)) // state.blocksize)],
+                    state.blocksize,
+                    state.quant_type,
+                    piece.shape,
+                    state.dtype,
+                ).view(-1)
+            )
+        return whole.to(dtype)
+
+
+def _in_4_bits(weight_OI: Tensor, quant_type: str, double: bool) -> tuple[Tensor, bits.QuantState]:
+    """Return codes and scales of a matrix, the same that bitsandbytes makes, but piece by piece.
+
+    On a CPU its own function holds several copies of the whole matrix at a time.
+    """
+    flat, step = weight_OI.view(-1), PIECE - PIECE % BLOCK
+    codes = flat.new_empty(((flat.numel() + 1) // 2, 1), dtype=torch.uint8)
+    absmax = flat.new_empty(-(-flat.numel() // BLOCK), dtype=torch.float32)
+    for start in range(0, flat.numel(), step):
+        piece = flat[start : start + step]
+        some, scales = torch.ops.bitsandbytes.quantize_4bit(piece, BLOCK, quant_type, torch.uint8)
+        codes[start // 2 : start // 2 + len(some)] = some
+        absmax[start // BLOCK : start // BLOCK + len(scales)] = scales
+    offset, state2 = None, None
+    if double:
+        offset = absmax.mean()
+        absmax, state2 = bits.quantize_blockwise(absmax - offset, blocksize=256)
+    table = bits.get_4bit_type(quant_type, device=weight_OI.device)
+    state = bits.QuantState(
+        absmax=absmax,
+        shape=weight_OI.shape,
+        dtype=weight_OI.dtype,
+        blocksize=BLOCK,
+        code=table,
+        quant_type=quant_type,
+        offset=offset,
+        state2=state2,
+    )
+    return codes, state
 
 
 class Linear8(_Forward, bnb.nn.Linear8bitLt):  # type: ignore[misc]
     """A matrix in rows of 8-bit numbers."""
 
-    def __init__(self, weight_OI: Tensor, bias: nn.Parameter | None, was_transposed: bool) -> None:
+    def __init__(
+        self, weight_OI: Tensor, bias: nn.Parameter | None, was_transposed: bool, workspace: Workspace
+    ) -> None:
         outputs, inputs = weight_OI.shape
         with torch.device("meta"):
             bnb.nn.Linear8bitLt.__init__(self, inputs, outputs, bias=False, has_fp16_weights=False)
-        self.was_transposed, self.bias = was_transposed, bias
-        scale_O1 = weight_OI.abs().amax(dim=1, keepdim=True).float().clamp(min=1e-12)
+        self.was_transposed, self.bias, self.workspace = was_transposed, bias, workspace
+        low_O1, high_O1 = torch.aminmax(weight_OI, dim=1, keepdim=True)
+        scale_O1 = torch.maximum(-low_O1, high_O1).float().clamp(min=1e-12)
         rounded_OI = (weight_OI.float() * (127 / scale_O1)).round_().to(torch.int8)
         self.weight = bnb.nn.Int8Params(rounded_OI, requires_grad=False, CB=rounded_OI, SCB=scale_O1[:, 0])
 
     def dequantized(self, dtype: torch.dtype) -> Tensor:
-        return (self.weight.data * (self.weight.SCB / 127)[:, None]).to(dtype)
+        codes, scale_O1 = self.weight.data, (self.weight.SCB / 127)[:, None]
+        if codes.device.type != "cpu":
+            return (codes * scale_O1).to(dtype)
+        return torch.mul(codes, scale_O1, out=self.workspace.take(codes.shape, torch.float32)).to(dtype)
