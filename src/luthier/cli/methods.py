@@ -69,13 +69,21 @@ def _print_card(console: Console, card: Card) -> None:
     console.print("".join(f"  {line}\n" for line in card.example.splitlines()), style="cyan", end="")
 
 
+def laws_block(page: str) -> str:
+    """Return the table that the test suite writes at the end of the index; empty where there is none."""
+    start = page.find("<!-- laws -->")
+    return page[start:] if start >= 0 else ""
+
+
 def write_pages(folder: Path) -> list[Path]:
     """Write the pages of the manual and return their paths; pages of methods that are gone are deleted."""
     written = []
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in pages().items():
-        (folder / name).write_text(text, encoding="utf-8")
-        written.append(folder / name)
+        page = folder / name
+        before = page.read_text(encoding="utf-8") if page.is_file() else ""
+        page.write_text(text + laws_block(before), encoding="utf-8")
+        written.append(page)
     for page in set(folder.glob("*.md")) - set(written):
         if COMMAND in page.read_text(encoding="utf-8").partition("\n")[0]:
             page.unlink()
