@@ -66,6 +66,8 @@ ENGLISH = Words(
         "component": "{kinds}; or a mapping with `kind`",
         "part": "text, or a mapping with `path`",
         "EvalTask": "mappings with `name`, `data`, `metric`",
+        "Upcycle": "a mapping with `experts`, `top_k`, `noise`, `seed`",
+        "Join": "a mapping with `runs`, `top_k`, `seed`",
     },
     either=" or ",
     required="required",
@@ -96,6 +98,8 @@ CHINESE = Words(
         "component": "{kinds}；或带 `kind` 的映射",
         "part": "文本，或带 `path` 的映射",
         "EvalTask": "带 `name`、`data`、`metric` 的映射",
+        "Upcycle": "带 `experts`、`top_k`、`noise`、`seed` 的映射",
+        "Join": "带 `runs`、`top_k`、`seed` 的映射",
     },
     either=" 或 ",
     required="必填",
@@ -161,7 +165,7 @@ def _values(schema: Schema, words: Words) -> str:
         name = reference.removeprefix(_REF)
         if name in FAMILIES:
             return words.types["component"].format(kinds=", ".join(f"`{kind}`" for kind in kinds(name)))
-        return words.types["EvalTask" if name == "EvalTask" else "part"]
+        return words.types.get(name, words.types["part"])
     if "const" in schema:
         return f"`{schema['const']}`"
     fixed, choices, items = schema.get("enum"), schema.get("anyOf"), schema.get("items")

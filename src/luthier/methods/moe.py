@@ -120,7 +120,7 @@ class Moe(Method):
     example: ClassVar[dict[str, object]] = {"upcycle": {"experts": 4, "top_k": 2}}
     sums_in_another_order: ClassVar[bool] = True
 
-    @field_validator("join", mode="before")
+    @field_validator("join", mode="before", json_schema_input_type=tuple[str, ...] | Join | None)
     @classmethod
     def _list_of_runs(cls, value: object) -> object:
         return {"runs": value} if isinstance(value, list | tuple) else value
