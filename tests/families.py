@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForPreTraining,
@@ -232,10 +232,23 @@ def tokenizer(size: int = VOCABULARY - 4) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
 
 
+def bert_tokenizer(size: int = VOCABULARY - 4) -> PreTrainedTokenizerFast:
+    """Return the same words with BERT's way of writing: [CLS] text [SEP], and [CLS] text [SEP] pair [SEP]."""
+    words = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", *(f"w{i}" for i in range(4, size))]
+    core = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    core.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+    )
+    tokens = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]"}
+    names = ["input_ids", "token_type_ids", "attention_mask"]
+    return PreTrainedTokenizerFast(tokenizer_object=core, model_input_names=names, **tokens)
+
+
 def write(name: str, folder: Path, seed: int = 0, **changes: object) -> Path:
     """Write a family's model and tokenizer to a folder, as the hub would hold them."""
     build(name, seed, **changes).save_pretrained(folder)
-    tokenizer().save_pretrained(folder)
+    (bert_tokenizer() if name in ENCODERS else tokenizer()).save_pretrained(folder)
     return folder
 
 

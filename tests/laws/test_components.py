@@ -26,6 +26,11 @@ UNUSUAL = {
     ("method", "bitfit"): {"norms": True},
     ("method", "hybrid"): {"parts": [{"kind": "layers", "last": 1}, {"kind": "lora", "rank": 3}]},
     ("optimizer", "adamw"): {"beta1": 0.8, "beta2": 0.97, "eps": 1e-6},
+    ("method", "ulmfit"): {"decay": 2.0, "groups": 2, "gradual_unfreezing": False, "hidden": 20},
+    ("method", "feature_extraction"): {"pooling": "mean", "cache": False},
+    ("method", "dense_head"): {"hidden": [30, 20], "activation": "tanh", "pooling": "max"},
+    ("objective", "classify"): {"names": {"0": "no"}, "class_weights": [1.0, 2.5], "label_smoothing": 0.1},
+    ("schedule", "slanted_triangular"): {"cut_frac": 0.2, "ratio": 10.0},
     ("schedule", "cosine"): {"min_ratio": 0.25},
     ("schedule", "linear"): {"min_ratio": 0.5},
 }
