@@ -174,6 +174,8 @@ class Lora(Method):
 
             require_bitsandbytes()
         choice = self._choice(model)
+        if self.base_bits == 4 and self.dora:
+            _require_whole_blocks(model, choice)
         inject(model, self._peft_config(model, choice))
         for module in model.modules():
             if type(module) is Linear:
@@ -266,6 +268,21 @@ class Lora(Method):
         from luthier.methods.modules.peft_files import fold_in
 
         return fold_in(model)
+
+
+def _require_whole_blocks(model: PreTrainedModel, choice: Choice) -> None:
+    """Refuse rows whose 4-bit blocks reach into the next row: bitsandbytes, which PEFT's DoRA asks, reads them wrongly.
+
+    Raises:
+        ModelError: names the first one.
+    """
+    from luthier.models.targets import matrix_shape
+
+    for name in choice.modules:
+        inputs, _ = matrix_shape(model.get_submodule(name))
+        if inputs % 64:
+            what = f"{name} has rows of {inputs} weights; DoRA on 4 bits needs a multiple of 64."
+            raise ModelError(Problem(what, "method.dora", "set bits: 8, or leave dora or this module out"))
 
 
 def _ids(tokens: tuple[str | int, ...], tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:

@@ -125,8 +125,8 @@ class Linear4(_Forward, bnb.nn.Linear4bit):  # type: ignore[misc]
         whole = self.workspace.take(state.shape, state.dtype)
         flat, codes = whole.view(-1), codes.view(-1)
         step = PIECE - PIECE % state.blocksize
-        # Piece by piece, because bitsandbytes cannot write into given memory on a CPU; and flat, because its kernel begins a
-        # block anew in each row, which is wrong where a row is no multiple of the block.
+        # Piece by piece, because bitsandbytes cannot write into given memory on a CPU; and flat, because its kernel
+        # begins a block anew in each row, which is wrong where a row is no multiple of the block.
         for start in range(0, flat.numel(), step):
             piece = flat[start : start + step]
             piece.copy_(
