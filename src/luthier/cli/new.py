@@ -33,10 +33,8 @@ _SECTIONS = {
     ),
     "What is measured": ("eval_fraction", "eval_data", "eval_steps", "evaluate", "samples"),
     "What is kept": ("run", "save_steps", "keep_checkpoints", "early_stopping", "final_checkpoint", "log_to"),
-    "Where and how it computes": ("dtype", "gradient_checkpointing", "seed"),
+    "Where and how it computes": ("dtype", "gradient_checkpointing", "cache_frozen", "seed"),
 }
-# What a method has to be told to train anything of the starter model, which has no biases.
-_NEEDS = {"layers": {"last": 2}, "bitfit": {"norms": True}}
 _WIDTH = 100
 
 
@@ -90,7 +88,7 @@ def recipe_text(path: Path, method: type[Method]) -> str:
 
 def _method(method: type[Method]) -> list[str]:
     kind = method.model_fields["kind"].default
-    needs = _NEEDS.get(kind, {})
+    needs = method.example  # what a method has to be told to train anything
     lines = [*_comment(f"{kind}: {method.summary} Good for: {method.when}"), "method:", f"  kind: {kind}"]
     for name in _own_fields(method):
         lines += _comment(_described(method, name), "  ")
