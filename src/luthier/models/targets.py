@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from luthier.core.errors import ModelError, Problem, did_you_mean
+from luthier.models.heads import head_parameters
 from luthier.models.room import NAME
 
 if TYPE_CHECKING:
@@ -59,13 +60,12 @@ def matrix_shape(module: nn.Module) -> tuple[int, int]:
 def linear_roles(model: PreTrainedModel) -> dict[str, str]:
     """Return the role of every linear module in the backbone, by full name; no head is among them.
 
-    A classifier's head stands beside the backbone; it is new, so methods train it in full.
+    A classifier's head is new, so methods train it in full.
     """
     head = model.get_output_embeddings()
     linear = [n for n, m in model.named_modules() if is_linear(m) and m is not head and f".{NAME}." not in n]
-    if "ForSequenceClassification" in type(model).__name__:
-        linear = [n for n in linear if n.startswith(f"{model.base_model_prefix}.")]
-    return {n: _role(n) for n in linear}
+    new = {name.rpartition(".")[0] for name in head_parameters(model)}
+    return {n: _role(n) for n in linear if n not in new}
 
 
 def _role(name: str) -> str:

@@ -313,7 +313,7 @@ class Recipe(BaseModel):
         for key in idle_keys(self):
             del values[key]
         for task in values["evaluate"]:
-            if task["metric"] == "loss":
+            if task["metric"] != "exact_match":
                 del task["max_new_tokens"]
         return values
 
