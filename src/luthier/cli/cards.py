@@ -92,7 +92,7 @@ def card_of(family: str, kind: str, language: str = "en") -> Card:
         cost=_cost(component, language),
         learning_rate=component.default_learning_rate if issubclass(component, Method) else None,
         fields=_fields(component, language, translated),
-        example=_example(family, kind, component.example if issubclass(component, Method) else {}),
+        example=_example(component, kind),
     )
 
 
@@ -187,11 +187,19 @@ def _recipe_value(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _example(family: str, kind: str, chosen: Mapping[str, object]) -> str:
+def _example(component: type[Method | Objective], kind: str) -> str:
+    """Return a recipe that trains the starter with a component."""
+    is_method = issubclass(component, Method)
+    chosen = component.example if is_method else {}
     inner = ", ".join([f"kind: {kind}", *(f"{k}: {_recipe_value(v)}" for k, v in chosen.items())])
-    word = f"{{{inner}}}" if chosen else kind
-    lines = ["model: starter", f"{family}: {word}", "data: starter:quickstart"]
-    return "\n".join([lines[0], "method: lora", *lines[1:]] if family == "objective" else lines) + "\n"
+    objective = component.example_objective if is_method else kind
+    lines = {
+        "model": "starter",
+        "method": ("{" + inner + "}" if chosen else kind) if is_method else "lora",
+        **({"objective": objective} if objective != "sft" or not is_method else {}),
+        "data": "starter:feelings" if objective == "classify" else "starter:quickstart",
+    }
+    return "".join(f"{key}: {value}\n" for key, value in lines.items())
 
 
 # ---------------------------------------------------------------------- pages of the manual

@@ -63,6 +63,8 @@ class Method(Component):
     default_schedule: ClassVar[str] = "cosine"
     example: ClassVar[dict[str, object]] = {}
     """Fields that the card's example recipe shows, for methods that mean nothing without a choice."""
+    example_objective: ClassVar[str] = "sft"
+    """The objective of the card's example recipe."""
     freezes_most: ClassVar[bool] = True
     """Nearly all weights stay frozen, so they may be kept in 16 bits."""
     in_place: ClassVar[bool] = False

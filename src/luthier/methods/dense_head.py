@@ -57,6 +57,7 @@ class DenseHead(Method):
         "pooling": "如何把一个序列变成一个向量：最后一个词元、所有词元的平均或最大值、第一个词元。不填则按模型结构自身的做法。",
     }
     default_learning_rate: ClassVar[float] = 1e-3
+    example_objective: ClassVar[str] = "classify"
     unmergeable: ClassVar[str] = "no class of transformers has these layers above its backbone"
 
     @property

@@ -53,6 +53,7 @@ class FeatureExtraction(Method):
         "cache": "特征只计算一次并保存在运行目录中（每行占 4 字节 × 隐层维度）。设为 false 则每一轮都重新运行模型：结果相同，但更慢。",
     }
     default_learning_rate: ClassVar[float] = 1e-3
+    example_objective: ClassVar[str] = "classify"
 
     @property
     def keeps_features(self) -> bool:
