@@ -157,6 +157,24 @@ def test_dora_refuses_rows_that_the_library_would_read_wrongly(tmp_path: Path) -
         QLora(dora=True).apply(model.module)
 
 
+def test_loftq_starts_nearer_to_the_full_model_and_resumes_from_the_file(tmp_path: Path) -> None:
+    folder = write("gpt2", tmp_path / "base")
+    full = _logits(load_model(str(folder)).module)
+    away = {}
+    for init in ("default", "loftq"):
+        model = load_model(str(folder), base_bits=4).module
+        method = QLora(rank=16, init=init)  # type: ignore[arg-type]
+        method.apply(model)
+        away[init] = float((_logits(model) - full).norm())
+    assert away["loftq"] < 0.75 * away["default"]
+    (tmp_path / "a").mkdir()
+    method.save(model, tmp_path / "a", base="b")
+    again = load_model(str(folder), base_bits=4).module
+    method.apply(again)
+    method.load(again, tmp_path / "a")
+    assert torch.equal(_logits(again), _logits(model))
+
+
 def test_a_damaged_weight_is_named(tmp_path: Path) -> None:
     model = build("llama")
     with torch.no_grad():

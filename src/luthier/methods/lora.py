@@ -189,6 +189,10 @@ class Lora(Method):
             from luthier.methods.modules.pissa_linear import start_from_principal
 
             start_from_principal(model)
+        if self.init == "loftq":
+            from luthier.methods.modules.loftq import start_from_what_was_lost
+
+            start_from_what_was_lost(model)
         train_modules(model, choice.saved)
 
     def count(self, model: PreTrainedModel) -> int:

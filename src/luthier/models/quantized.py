@@ -8,8 +8,9 @@ Embeddings, norms and heads keep their precision.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
@@ -202,6 +203,15 @@ def _entries(folder: Path) -> Iterator[tuple[str, str, dict]]:
         for name, entry in read_header(folder / file).items():
             if name != "__metadata__":
                 yield file, name, entry
+
+
+def stored_tensors(folder: Path) -> dict[str, Callable[[], Tensor]]:
+    """Return for each tensor of a model folder a function that reads it; empty where there is no such folder."""
+    from luthier.models.quantized_linear import Workspace
+
+    if not folder.is_dir():
+        return {}
+    return {name: partial(_read, folder / file, entry, Workspace()) for file, name, entry in _entries(folder)}
 
 
 def _read(file: Path, entry: dict, workspace: Workspace) -> Tensor:
