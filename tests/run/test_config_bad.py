@@ -109,7 +109,7 @@ CASES = [
     # overrides
     Bad(overrides=["method.rank=0"], where="method.rank=0", what="at least 1"),
     Bad(overrides=["method.rang=8"], where="method.rang=8", remedy="write rank: 8"),
-    Bad(overrides=["method=larg"], where="method=larg", remedy="choose one of: bitfit, full, layers, lora"),
+    Bad(overrides=["method=larg"], where="method=larg", remedy="choose one of: adalora, adapter, bitfit, "),
     Bad(overrides=["--epochs=3"], where="--epochs=3", remedy="write epochs=3"),
     Bad(overrides=["--learning-rate"], where="--learning-rate", remedy="write learning_rate=VALUE"),
     Bad(overrides=["epochs"], where="epochs", remedy="write epochs=VALUE"),

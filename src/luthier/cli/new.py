@@ -60,8 +60,8 @@ def recipe_text(path: Path, method: type[Method]) -> str:
     """Return the recipe: ordinary keys set, all others as comments with their defaults."""
     live = {
         "model": "starter",
-        "objective": "sft",
-        "data": "starter:quickstart",
+        "objective": method.example_objective,
+        "data": "starter:feelings" if method.example_objective == "classify" else "starter:quickstart",
         "epochs": 1,
         "batch_size": 8,
         "learning_rate": method.default_learning_rate,
