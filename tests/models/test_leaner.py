@@ -162,3 +162,30 @@ def test_under_gradient_checkpointing_nothing_inside_a_block_is_kept(method: Ful
     assert len(inside) == 6
     assert all(ref.expired() for ref in inside)
     loss.backward()
+
+
+@pytest.mark.parametrize(("name", "trims"), [("llama", True), ("qwen3", True), ("gemma2", False), ("mixtral", False)])
+def test_the_last_feed_forward_runs_where_something_is_predicted_and_nowhere_else(name: str, trims: bool) -> None:
+    model = CausalModel(build(name), tokenizer(), name, "")
+    probe(model)
+    assert model.trims is trims
+    running = engine(model, Full())
+    rows = examples([9, 14, 5], share=0.3)
+    found = []
+    for model.trims in {trims, False}:
+        sizes: list[int] = []
+        last = model.module.model.layers[-1].mlp
+        hook = last.register_forward_hook(lambda _, args, out, sizes=sizes: sizes.append(args[0][..., 0].numel()))
+        batch = model.collate(rows)
+        loss = model.nll_sum(batch)
+        loss.backward()
+        hook.remove()
+        found.append(
+            (float(loss), {n: p.grad.clone() for n, p in trainable(model.module).items() if p.grad is not None})
+        )
+        assert sizes == [len(batch.select_M) if model.trims else sum(batch.lengths)]
+        running.optimizer.zero_grad()
+    for loss, gradients in found[1:]:
+        assert loss == pytest.approx(found[0][0], rel=1e-6)
+        for tensor, gradient in gradients.items():
+            torch.testing.assert_close(gradient, found[0][1][tensor], rtol=1e-4, atol=1e-5)

@@ -20,7 +20,7 @@ from luthier.core.batch import Batch, Example, collate
 from luthier.core.errors import ModelError, Problem
 from luthier.core.logps import Head, logps, nll_sum
 from luthier.models import attention
-from luthier.models.leaner import is_unwatched, make_leaner
+from luthier.models.leaner import SELECTED, is_unwatched, make_leaner, trim_last_block
 from luthier.models.loaded import PACKABLE_LAYERS, LoadedModel
 
 if TYPE_CHECKING:
@@ -43,11 +43,21 @@ class CausalModel(LoadedModel):
 
     def hidden(self, batch: Batch) -> Tensor:
         """Return the last hidden states (N, H)."""
-        kwargs: dict[str, object] = {}
+        return self._backbone(batch, {})
+
+    def supervised(self, batch: Batch) -> Tensor:
+        """Return the last hidden states where a supervised token is predicted, (M, H)."""
+        if not self.trims:
+            return self.hidden(batch).index_select(0, batch.select_M)
+        hidden = self._backbone(batch, {SELECTED: batch.select_M})
+        # A method that lays tokens of its own among the others gives back all of them.
+        return hidden if len(hidden) == len(batch.select_M) else hidden.index_select(0, batch.select_M)
+
+    def _backbone(self, batch: Batch, kwargs: dict[str, object]) -> Tensor:
         mask = batch.attention_mask
         if batch.is_packed:
             mask = attention.unread_mask(batch.tokens.device)
-            kwargs = {"cu_seq_lens_q": batch.cumulative_S1, "segment_lengths": batch.lengths}
+            kwargs |= {"cu_seq_lens_q": batch.cumulative_S1, "segment_lengths": batch.lengths}
         with self.computing(), self.reusing(batch):
             out = self.module.base_model(
                 input_ids=batch.tokens, attention_mask=mask, position_ids=batch.positions, use_cache=False, **kwargs
@@ -57,13 +67,13 @@ class CausalModel(LoadedModel):
 
     def nll_sum(self, batch: Batch) -> Tensor:
         """Return Σ w·(−log p) over the supervised positions, a float32 scalar."""
-        hidden_MH = self.hidden(batch).index_select(0, batch.select_M)
+        hidden_MH = self.supervised(batch)
         with self.computing():
             return nll_sum(hidden_MH, self.head, batch.targets_M, batch.weights_M)
 
     def logps(self, batch: Batch) -> Tensor:
         """Return log p of each supervised target, (M,) float32."""
-        hidden_MH = self.hidden(batch).index_select(0, batch.select_M)
+        hidden_MH = self.supervised(batch)
         with self.computing():
             return logps(hidden_MH, self.head, batch.targets_M)
 
@@ -134,6 +144,19 @@ def _probe(model: CausalModel) -> None:
                 )
             model.notes.append("The head is no plain matrix: its own projection is used (slower, exact).")
         model.packs = _try_packing(model, examples, reference)
+        _try_trimming(model, examples, reference)
+
+
+def _try_trimming(model: CausalModel, examples: list[Example], reference: Tensor) -> None:
+    """Let the last block's feed-forward skip what predicts nothing supervised, where that changes nothing else."""
+    if not trim_last_block(model.module):
+        return
+    model.trims = True
+    weights = (np.arange(len(e), dtype=np.float32) % 3 != 1 for e in examples)
+    some = [Example(e.tokens, w.astype(np.float32)) for e, w in zip(examples, weights)]
+    wanted = reference[torch.from_numpy(np.concatenate([e.weights[1:] > 0 for e in some])).to(reference.device)]
+    ways = {False, model.packs}
+    model.trims = all(_close(model, model.logps(collate(some, model.device, packed=p)), wanted) for p in ways)
 
 
 def _try_packing(model: CausalModel, examples: list[Example], reference: Tensor) -> bool:

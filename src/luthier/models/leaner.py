@@ -2,7 +2,8 @@
 
 A gated feed-forward keeps four tensors of the intermediate size per token (gate, silu(gate), up, their product); two
 are enough, the others are an elementwise product away. A dense embedding gradient is a matrix of vocabulary size that
-exists only to be added to another; rows can be added where they belong.
+exists only to be added to another; rows can be added where they belong. And what the last block makes of a token that
+predicts nothing supervised is never read.
 
 Changes are made to module instances, and only where the module is exactly of the known form; the loader's probe then
 compares the model with itself as it was before.
@@ -11,7 +12,7 @@ compares the model with itself as it was before.
 from __future__ import annotations
 
 import types
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,20 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.functional import silu
 
 from luthier.core.matmul import BLOCKS, LinearProduct, prefers_onednn, takes
+from luthier.models.layers import block_modules
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+SELECTED = "selected_positions"
+"""The keyword by which a backbone's caller says at which of the N positions it will read the last hidden states."""
+_TRIMMED = {
+    "LlamaDecoderLayer",
+    "MistralDecoderLayer",
+    "Qwen2DecoderLayer",
+    "Qwen3DecoderLayer",
+}
+"""Blocks that are x + attention(norm(x)), then x + mlp(norm(x)), and hand every keyword on."""
 _GATED = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 
 
@@ -32,6 +46,32 @@ def make_leaner(model: nn.Module) -> None:
             module.forward = types.MethodType(_linear_forward, module)
         elif type(module) is nn.Embedding and module.max_norm is None and not module.sparse:
             module.forward = types.MethodType(_embedding_forward, module)
+
+
+def trim_last_block(model: PreTrainedModel) -> bool:
+    """Let the last block run its feed-forward only at the positions given as SELECTED; return whether it can.
+
+    Nothing stands above the last block but the head, and the head reads supervised positions alone.
+    """
+    blocks = block_modules(model)
+    last = blocks[-1] if blocks else None
+    if last is None or type(last).__name__ not in _TRIMMED or "forward" in vars(last):
+        return False
+    last.forward = types.MethodType(_trimmed_forward, last)
+    return True
+
+
+def _trimmed_forward(
+    self: _Block, hidden_states: Tensor, *args: object, selected_positions: Tensor | None = None, **kwargs: object
+) -> Tensor:
+    if selected_positions is None or (self.gradient_checkpointing and self.training):
+        # Checkpointing is built into the class's own forward. The caller sees by the shape that nothing is left out.
+        return type(self).forward(self, hidden_states, *args, **kwargs)  # type: ignore[attr-defined]
+    assert not args, "transformers calls blocks with keywords"
+    attended, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **kwargs)
+    states = hidden_states + attended
+    chosen_1MH = states.reshape(-1, states.shape[-1]).index_select(0, selected_positions)[None]
+    return chosen_1MH + self.mlp(self.post_attention_layernorm(chosen_1MH))
 
 
 def make_checkpointable(model: nn.Module) -> None:
@@ -56,6 +96,15 @@ def _is_gated_silu(module: nn.Module) -> bool:
     if set(children) != _GATED or type(module).forward.__code__.co_argcount != 2:
         return False
     return "silu" in type(children["act_fn"]).__name__.lower()
+
+
+class _Block(Protocol):
+    training: bool
+    gradient_checkpointing: bool
+    input_layernorm: nn.Module
+    self_attn: nn.Module
+    post_attention_layernorm: nn.Module
+    mlp: nn.Module
 
 
 class _Gated(Protocol):

@@ -36,6 +36,7 @@ class LoadedModel:
         fingerprint: of the base model's weights.
         prefix: frozen blocks whose states are kept, where a run keeps them.
         upstream: what the next loss is multiplied by before it is differentiated, where the engine knows it.
+        trims: the last block can leave out positions that predict nothing supervised.
     """
 
     module: PreTrainedModel
@@ -48,6 +49,7 @@ class LoadedModel:
     fingerprint: str = ""
     prefix: FrozenPrefix | None = None
     upstream: float | None = None
+    trims: bool = False
 
     @property
     def device(self) -> torch.device:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from luthier.core.errors import ModelError, Problem
 from luthier.models import attention
+from luthier.models.leaner import SELECTED
 from luthier.models.room import BY_CACHE, NAME, no_room, not_checkpointed, unseen, without_prefixes
 
 if TYPE_CHECKING:
@@ -171,7 +172,9 @@ def _require_every_layer(model: PreTrainedModel, backbone: nn.Module) -> None:
 def _named(backbone: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> dict[str, object]:
     """Return all arguments by name; some heads hand the tokens by position."""
     names = list(inspect.signature(backbone.forward).parameters)
-    return {**dict(zip(names, args)), **kwargs}
+    given = {**dict(zip(names, args)), **kwargs}
+    given.pop(SELECTED, None)  # counted without the tokens that are added here
+    return given
 
 
 def _tensor(given: dict[str, object], name: str) -> Tensor | None:

@@ -43,6 +43,9 @@ def keep_frozen_states(engine: Engine, folder: Path, parts: Sequence[Sequence[Ex
     batch = model.collate(rows)
     with torch.random.fork_rng(devices=[]), _all_trained(engine):
         blocks, states, in_tuple = frozen_depth(model.module, lambda: _loss(engine, batch))
+        if model.trims and len(blocks) == len(block_modules(model.module)):
+            model.trims = False  # the states are to be those of every token
+            blocks, states, in_tuple = frozen_depth(model.module, lambda: _loss(engine, batch))
         if states is None:
             return ""
         depth = f"{len(blocks)} of {len(block_modules(model.module))} blocks"
