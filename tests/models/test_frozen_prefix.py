@@ -193,7 +193,7 @@ def test_other_passes_through_the_model_are_untouched(family_folder: Callable[[s
     keep_frozen_states(running, tmp_path / "states", [DATA])
     running.evaluate(DATA)
     assert torch.equal(running.model.module(input_ids=tokens).logits, before)
-    assert not any("forward" in vars(block) for block in block_modules(running.model.module))
+    assert not any("forward" in vars(block) for block in block_modules(running.model.module)[:-1])
 
 
 def test_too_little_room_on_the_disk_is_said_and_nothing_is_kept(
