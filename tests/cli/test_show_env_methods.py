@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import sys
 from pathlib import Path
 
 import pytest
@@ -215,6 +216,8 @@ def test_a_probe_reports_a_broken_library_instead_of_breaking(tmp_path, monkeypa
     (tmp_path / "bitsandbytes").mkdir()
     (tmp_path / "bitsandbytes" / "__init__.py").write_text("raise OSError('libcudart.so.13: cannot open')")
     monkeypatch.syspath_prepend(str(tmp_path))
+    for name in [n for n in sys.modules if n.partition(".")[0] == "bitsandbytes"]:
+        monkeypatch.delitem(sys.modules, name)
     (found,) = dict(probes(tmp_path))["bitsandbytes"]()
     assert (found.name, found.outcome) == ("bitsandbytes", "broken")
     assert "libcudart.so.13" in found.detail

@@ -22,7 +22,12 @@ MEMBERS = [(family, kind) for family in FAMILIES for kind in kinds(family)]
 UNUSUAL = {
     ("method", "lora"): {"rank": 5, "alpha": 3.25, "dropout": 0.1, "targets": ["q", "mlp"]},
     ("method", "layers"): {"last": 2, "blocks": [0, -1], "norms": True, "patterns": ["*.mlp.*"]},
-    ("method", "moe"): {"join": {"runs": ["a", "b"], "top_k": 1}, "train": "all", "experts": [1], "router_aux_loss": 0.5},
+    ("method", "moe"): {
+        "join": {"runs": ["a", "b"], "top_k": 1},
+        "train": "all",
+        "experts": [1],
+        "router_aux_loss": 0.5,
+    },
     ("method", "bitfit"): {"norms": True},
     ("method", "hybrid"): {"parts": [{"kind": "layers", "last": 1}, {"kind": "lora", "rank": 3}]},
     ("optimizer", "adamw"): {"beta1": 0.8, "beta2": 0.97, "eps": 1e-6},

@@ -36,7 +36,10 @@ def laws_table() -> str:
     language = [(f, test_methods.refusals) for f in test_methods.CORE]
     classes = [(f, test_methods_classify.refusals) for f in test_methods_classify.FAMILIES]
     head = [*(NAMES[f] for f, _ in language), *(f"{NAMES[f]} classifier" for f, _ in classes)]
-    lines = [f"| method | {' | '.join(head)} | equals the base before step 1 | merges |", "|---" * (len(head) + 3) + "|"]
+    lines = [
+        f"| method | {' | '.join(head)} | equals the base before step 1 | merges |",
+        "|---" * (len(head) + 3) + "|",
+    ]
     for kind, component in kinds("method").items():
         assert issubclass(component, Method)
         cells = []

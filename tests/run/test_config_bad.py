@@ -163,7 +163,7 @@ WHOLE_FILES = [
     (f"{GOOD}seed: !!python/name:os.system 1\n", "recipe.yaml:4", "plain value"),
     (f"{GOOD}? [a, b]\n: 3\n", "recipe.yaml:4", "quote it"),
     (f"{GOOD}evaluate: &a [*a]\n", "recipe.yaml:4", "write the value out"),
-    ("[" * 500 + "]" * 500, "recipe.yaml", "three levels"),
+    ("[" * 20_000 + "]" * 20_000, "recipe.yaml", "three levels"),
 ]
 
 

@@ -29,6 +29,7 @@ PURPOSES = {
     "data": "read Parquet, Arrow and data sets of the hub",
     "tensorboard": "log_to: tensorboard",
     "wandb": "log_to: wandb",
+    "quantization": "method: qlora, optimizer: adamw_8bit",
     "mlflow": "log_to: mlflow",
     "dev": "work on Luthier itself",
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 
 from luthier.cli.messages import stdout
-from luthier.core.rundir import RunDir
+from luthier.core.rundir import RunDir, read_json
 
 
 def print_outcome(run: RunDir, as_json: bool) -> None:
@@ -18,4 +18,15 @@ def print_outcome(run: RunDir, as_json: bool) -> None:
     console.print(str(run.report_page))
     console.print(f"talk to it    luthier chat {path}")
     console.print(f"measure it    luthier eval {path} --data FILE")
-    console.print(f"use it        luthier export {path} --to hf OUT")
+    form = export_form(run)
+    if form:
+        console.print(f"use it        luthier export {path} --to {form} OUT")
+
+
+def export_form(run: RunDir) -> str:
+    """Return the form in which a run can be exported: hf, peft where it cannot be merged, or nothing."""
+    report = read_json(run.report)
+    if not report.get("unmergeable"):
+        return "hf"
+    adapter = run.path / str(report.get("final_checkpoint")) / "adapter_config.json"
+    return "peft" if adapter.is_file() else ""

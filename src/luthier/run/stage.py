@@ -462,6 +462,7 @@ def _report(stage: StageRun, outcome: Audit, results: dict[str, dict]) -> dict[s
         "peak_bytes": device_peak_bytes(),
         "frozen_unchanged": not outcome.frozen_changed,
         "audit": outcome.as_dict(),
+        "unmergeable": stage.recipe.method.why_unmergeable(module),
         "method_report": stage.recipe.method.report(module, stage.engine.method_state),
         "steps": stage.engine.step,
         "stopped_early": stage.engine.step < stage.engine.settings.total_steps,
