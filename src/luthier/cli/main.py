@@ -6,6 +6,7 @@ exactly one JSON document, the result or `{"error": {"kind": â€¦, "problems": [â
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -291,6 +292,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run the program and leave with its exit code."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    # PEFT imports it wherever it is installed, and it then recommends kernels that Luthier does not use.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     sys.exit(_run(list(sys.argv[1:] if argv is None else argv)))
 
 
