@@ -45,7 +45,7 @@ CASES = [
     Bad("bf16: true", "dtype: bfloat16"),
     Bad("template: qwen", "chat_template"),
     Bad("output_dir: out", "run: out"),
-    Bad("load_in_4bit: true", "unquantized"),
+    Bad("load_in_4bit: true", "method: qlora"),
     Bad("deepspeed: ds.json", "one device"),
     Bad("train_on_inputs: false", "assistant trains on the answers"),
     Bad("save_total_limit: 3", "keep_checkpoints: 3"),

@@ -50,9 +50,7 @@ _BATCH = Foreign(
     "into memory at once is micro_batch_size",
 )
 _DTYPE = Foreign("dtype", "write `dtype: bfloat16`, or leave it out and the machine's fastest safe format is taken")
-_QUANTIZED = _nothing(
-    "remove it: this version trains on unquantized weights (lora keeps the frozen ones in 16 bits on a GPU)"
-)
+_QUANTIZED = Foreign("method", "write `method: qlora`, or `method: {kind: qlora, bits: 8}`")
 _ONE_DEVICE = _nothing("remove it: this version trains on one device")
 _ATTENTION = _nothing("remove it: packed attention is exact on every machine and needs no setting")
 _ONE_OBJECTIVE = _nothing("remove it: this version has the objectives that `objective` lists")
@@ -150,10 +148,25 @@ FOREIGN_NAMES: dict[str, Foreign] = {
     "lora_projection": _in_method("targets"),
     "lora_mlp": _in_method("targets"),
     "lora_head": _in_method("targets"),
-    "use_rslora": _nothing(
-        "remove it, and set method.alpha to the scale you want: the update is multiplied by alpha/rank"
-    ),
-    "use_dora": _nothing("remove it: the methods of this version are listed by `luthier methods`"),
+    "use_rslora": _in_method("rslora"),
+    "use_dora": _in_method("dora"),
+    "pissa_init": Foreign("method.init", "write `method: {kind: lora, init: pissa}`"),
+    "init_lora_weights": _in_method("init"),
+    "peft_init_lora_weights": _in_method("init"),
+    "modules_to_save": _in_method("modules_to_save"),
+    "lora_modules_to_save": _in_method("modules_to_save"),
+    "additional_target": _in_method("modules_to_save"),
+    "exclude_modules": _in_method("exclude"),
+    "trainable_token_indices": _in_method("new_tokens"),
+    "lora_target_parameters": _in_method("target_parameters"),
+    "loraplus_lr_ratio": _in_method("ratio", "lora_plus"),
+    "lorap_lr_ratio": _in_method("ratio", "lora_plus"),
+    "loraplus_lr_embedding": _in_method("embedding_ratio", "lora_plus"),
+    "num_virtual_tokens": _in_method("tokens", "prompt"),
+    "prompt_tuning_init_text": _in_method("init_text", "prompt"),
+    "encoder_hidden_size": _in_method("encoder_size", "p_tuning"),
+    "prefix_projection": _in_method("projection", "prefix"),
+    "num_labels": Foreign("objective", "write `objective: classify`; the classes are found in the rows"),
     "lora_bias": Foreign("method", "biases are trained with `method: bitfit`"),
     "freeze_trainable_layers": _in_method("last", "layers"),
     "freeze_trainable_modules": _in_method("patterns", "layers"),
@@ -391,7 +404,15 @@ FOREIGN_NAMES: dict[str, Foreign] = {
 
 _ROUNDS = "write `schedule: cosine`, linear or constant"
 FOREIGN_VALUES: dict[tuple[str, str], str] = {
-    ("method", "qlora"): "write `method: lora`; this version trains on unquantized weights",
+    ("method", "dora"): "write `method: {kind: lora, dora: true}`",
+    ("method", "rslora"): "write `method: {kind: lora, rslora: true}`",
+    ("method", "pissa"): "write `method: {kind: lora, init: pissa}`",
+    ("method", "loraplus"): "write `method: lora_plus`",
+    ("method", "houlsby"): "write `method: adapter`",
+    ("method", "bottleneck"): "write `method: adapter`",
+    ("method", "prefix_tuning"): "write `method: prefix`",
+    ("method", "prompt_tuning"): "write `method: prompt`",
+    ("method", "ptuning"): "write `method: p_tuning`, or p_tuning_v2 for prompts on every layer",
     ("method", "freeze"): "write `method: {kind: layers, last: 2}`",
     ("method", "frozen"): "write `method: {kind: layers, last: 2}`",
     ("method", "none"): "write `method: full`",
