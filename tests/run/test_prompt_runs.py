@@ -68,7 +68,11 @@ def test_the_prompt_takes_its_places_from_the_context(
     said = luthier(capsys, "train", recipe, "--json")
     assert said.code == 0, said.err
     assert said.json["data"]["longest"] == CONTEXT - 4
-    refused = luthier(capsys, "check", recipe, f"max_length={CONTEXT - 3}")
+    told = luthier(capsys, "check", recipe, f"max_length={CONTEXT}", "--json")
+    assert told.code == 0
+    assert told.json["derived"]["max_length"] == CONTEXT - 4
+    assert f"sequences have at most {CONTEXT - 4}" in told.json["warnings"][0]["what"]
+    refused = luthier(capsys, "check", recipe, f"max_length={CONTEXT + 1}")
     assert refused.code != 0
     [problem] = refused.problems
     assert "the method fills 4 of them itself" in problem

@@ -118,7 +118,8 @@ def test_gradient_checkpointing_changes_no_loss(model: Path, tmp_path: Path, cap
         said = luthier(capsys, "train", recipe)
         assert said.code == 0, said.err
         losses.append([row["loss"] for row in metrics_of(tmp_path / name / "run")])
-    assert losses[0] == losses[1]
+    # Without it the last feed-forward leaves out what predicts nothing, so that sums run in another order.
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])

@@ -126,12 +126,8 @@ def misfits(recipe: Recipe, model: ModelFacts, data: Records | None) -> list[Pro
     known = set(recipe.component_problems())
     problems = [p for p in recipe.component_problems(model.config) if p not in known]
     context = model.context_length
-    room = None if context is None else context - recipe.method.reserved_positions
-    if recipe.max_length is not None and room is not None and recipe.max_length > room:
-        what = f"max_length is {recipe.max_length}, but the model was built for {context} positions."
-        if room != context:
-            what = what[:-1] + f", and the method fills {recipe.method.reserved_positions} of them itself."
-        problems.append(Problem(what, recipe.place("max_length"), f"set max_length to {room} or less"))
+    if recipe.max_length is not None and context is not None:
+        problems += _beyond_context(recipe, recipe.max_length, context)
     talk = next((r for r in data.records if isinstance(r, Conversation)), None) if data is not None else None
     is_without = not model.has_template and recipe.model.chat_template is None
     if talk is not None and is_without and recipe.objective.data_form == "conversation":
@@ -141,11 +137,28 @@ def misfits(recipe: Recipe, model: ModelFacts, data: Records | None) -> list[Pro
     return problems
 
 
+def _beyond_context(recipe: Recipe, max_length: int, context: int) -> list[Problem]:
+    """Return what is wrong with max_length; what a method fills by itself is taken off, and said."""
+    virtual = recipe.method.reserved_positions
+    room = context - virtual
+    if max_length > context or room < 2:
+        what = f"max_length is {max_length}, but the model was built for {context} positions."
+        if virtual:
+            what = what[:-1] + f", and the method fills {virtual} of them itself."
+        remedy = f"set max_length to {room} or less" if room >= 2 else "set a smaller method.tokens"
+        return [Problem(what, recipe.place("max_length"), remedy)]
+    if max_length > room:
+        what = f"The method fills {virtual} of the model's {context} positions, so sequences have at most {room}."
+        return [Problem(what, recipe.place("max_length"), f"set max_length to {room}", severity="warning")]
+    return []
+
+
 def longest_sequence(recipe: Recipe, model: ModelFacts) -> int:
     """Return the longest sequence in tokens: as the recipe says, else what the model can take, within reason."""
-    if recipe.max_length or model.context_length is None:
-        return recipe.max_length or DEFAULT_MAX_LENGTH
-    return min(max(model.context_length - recipe.method.reserved_positions, 1), DEFAULT_MAX_LENGTH)
+    wanted = recipe.max_length or DEFAULT_MAX_LENGTH
+    if model.context_length is None:
+        return wanted
+    return min(max(model.context_length - recipe.method.reserved_positions, 1), wanted)
 
 
 def _data_form(draft: Draft, recipe: Recipe | None) -> DataForm:
