@@ -55,8 +55,8 @@ def laws_table() -> str:
 
 def block() -> str:
     lead = (
-        "Each ✓ is a run of the suite `tests/laws`: step 0, only declared tensors move, save and load, merge, closed-form "
-        "counts, packed = padded. A number is the reason why there is none."
+        "Each ✓ is a run of the suite `tests/laws`: step 0, only declared tensors move, save and load, merge, "
+        "closed-form counts, packed = padded. A number is the reason why there is none."
     )
     return f"{BEGIN}\n## What holds on which family\n{lead}\n\n{laws_table()}\n{END}\n"
 
