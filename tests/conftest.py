@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -39,3 +39,13 @@ def family_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], P
         return home / name
 
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _even_small_matrices_are_quantized() -> Iterator[None]:
+    """Tiny models have no others; the rule that keeps them is tested by itself."""
+    from luthier.models import quantized
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(quantized, "KEPT_BELOW", 0)
+        yield

@@ -17,6 +17,7 @@ from luthier.core.errors import MissingExtra, ModelError
 from luthier.methods.base import trainable
 from luthier.methods.lora import Lora
 from luthier.methods.qlora import QLora
+from luthier.models import quantized
 from luthier.models.load import load_model
 from luthier.models.quantized import has_quantized, is_quantized
 from luthier.objectives.sft import Sft
@@ -192,7 +193,6 @@ def test_a_matrix_in_few_bits_cannot_be_trained_in_full(tmp_path: Path) -> None:
 
 
 def test_without_the_library_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from luthier.models import quantized
 
     monkeypatch.setattr(quantized, "has_bitsandbytes", lambda: False)
     method = QLora()
@@ -229,3 +229,21 @@ def test_the_loss_stays_near_that_of_lora_on_a_real_model(
     lora = held_out(Lora())
     for method in methods:
         assert held_out(method) == pytest.approx(lora, rel=share)
+
+
+def test_matrices_too_small_to_gain_keep_their_precision_and_it_is_said(
+    shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quantized, "KEPT_BELOW", 16_384)
+    small = load_model(str(shared / "models" / "stories260K"), base_bits=4)
+    assert not has_quantized(small.module)
+    assert any("keep their precision" in note for note in small.notes)
+    for method in (QLora(), QLora(init="loftq")):
+        running = engine(load_model(small.path, base_bits=4), method)
+        plain = engine(load_model(small.path), Lora())
+        rows = examples([9, 14], share=1.0)
+        assert running.train_step(rows)["loss"] == pytest.approx(plain.train_step(rows)["loss"], rel=1e-6)
+    large = load_model("starter", base_bits=4)
+    sizes = {m.weight.numel() for m in large.module.modules() if type(m) is nn.Linear}
+    assert has_quantized(large.module)
+    assert sizes == {large.module.get_output_embeddings().weight.numel()} or max(sizes) < 16_384

@@ -26,7 +26,7 @@ class QLora(Lora):
     principle: ClassVar[str] = (
         "The frozen matrices are stored in blocks of 4-bit numbers and made whole for one product at a time, forward and "
         "backward; the LoRA update beside them stays in full precision and learns to make up for the rounding as well. "
-        "Embeddings, norms and the head keep their precision. Merged, the model is an ordinary one: the update is added to "
+        "Embeddings, norms, the head and matrices of fewer than 16,384 numbers keep their precision. Merged, the model is an ordinary one: the update is added to "
         "the numbers that the bits stand for."
     )
     equation: ClassVar[str] = "y = dequantise(W₄) x + (alpha / r) · B A x"
@@ -41,7 +41,7 @@ class QLora(Lora):
         **Lora.zh,
         "title": "QLoRA（量化基座上的 LoRA）",
         "summary": "在 4 位量化的冻结基座上做 LoRA：权重内存约为六分之一。",
-        "principle": "冻结的矩阵以 4 位数的分块存储，前向和反向时每次只为一个乘法还原；旁边的 LoRA 更新保持全精度，并学会弥补舍入误差。词嵌入、归一化和输出头保持原精度。合并后是普通模型：更新加在这些位所代表的数值上。",
+        "principle": "冻结的矩阵以 4 位数的分块存储，前向和反向时每次只为一个乘法还原；旁边的 LoRA 更新保持全精度，并学会弥补舍入误差。词嵌入、归一化、输出头以及不足 16,384 个数的小矩阵保持原精度。合并后是普通模型：更新加在这些位所代表的数值上。",
         "when": "基座模型否则放不下时：4 位权重的内存是 float32 的八分之一，8 位是四分之一。",
         "when_not": "内存足够做 LoRA 时：每次乘法都要还原权重，费时间；舍入也损失少许质量。",
         "bits": "每个冻结权重的位数。8 位几乎无损，内存是 4 位的两倍。",
