@@ -26,7 +26,7 @@ def example_lists(draw: st.DrawFn) -> list[Example]:
 def _rows_of(batch: Batch) -> list[torch.Tensor]:
     """The flat positions of each sequence, by the borders (packed) or by the mask (padded)."""
     if batch.is_packed:
-        borders = batch.cumulative_S1.tolist()
+        borders = batch.cumulative_P1.tolist()
         return [torch.arange(a, b) for a, b in itertools.pairwise(borders)]
     assert batch.attention_mask is not None
     width = batch.tokens.shape[1]

@@ -126,7 +126,7 @@ def test_sequences_that_saw_each_other_would_be_noticed(packing_model: CausalMod
     rows = examples(LENGTHS)
     packed = collate(rows)
     total = sum(LENGTHS)
-    run_together = replace(packed, cumulative_S1=torch.tensor([0, total], dtype=torch.int32), lengths=(total,))
+    run_together = replace(packed, cumulative_P1=torch.tensor([0, total], dtype=torch.int32), pieces=(total,))
     with torch.no_grad():
         apart, together = (packing_model.logps(batch) for batch in (packed, run_together))
     assert (apart - together).abs().max() > 0.02

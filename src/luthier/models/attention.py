@@ -5,6 +5,8 @@ size N×N exists and no sequence can see another. Registered with transformers a
 the borders arrive as the keyword `cu_seq_lens_q`, which model code hands through untouched. Without borders (in
 generation and padded batches) it is ordinary masked attention.
 
+A segment may branch (keyword `segment_branches`): a beginning, and endings that see it and themselves, not each other.
+
 Trained keys and values (prefix tuning) arrive as the keyword `kv_prefix`. They stand before every sequence's own as a
 cache of P entries would: at places 0 … P−1, not rotated, seen by all, lost to a query whose window has passed them.
 
@@ -13,11 +15,16 @@ Shape legend: B batch, A attention heads, K key/value heads, L length, S keys, P
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
+
+if TYPE_CHECKING:
+    from luthier.core.batch import Batch
 
 NAME = "luthier"
 _UNSAID = -1
@@ -66,6 +73,14 @@ def register() -> None:
     AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
+def packed_keywords(batch: Batch) -> dict[str, object]:
+    """Return the keywords by which attention learns where the pieces of a packed batch begin, and how they branch."""
+    keywords: dict[str, object] = {"cu_seq_lens_q": batch.cumulative_P1, "segment_lengths": batch.pieces}
+    if batch.branches:
+        keywords["segment_branches"] = batch.branches
+    return keywords
+
+
 def unread_mask(device: torch.device) -> Tensor:
     """Return a mask that stops transformers from building one: a 4-D mask is handed through, and nothing reads this."""
     return torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
@@ -83,6 +98,7 @@ def segmented_attention(
     softcap: float | None = None,
     cu_seq_lens_q: Tensor | None = None,
     segment_lengths: tuple[int, ...] | None = None,
+    segment_branches: tuple[tuple[int, ...], ...] | None = None,
     kv_prefix: Prefix | None = None,
     **unused: object,
 ) -> tuple[Tensor, None]:
@@ -92,6 +108,7 @@ def segmented_attention(
         query: (B, A, L, D); key and value: (B, K, L, D).
         cu_seq_lens_q: (S+1,) borders of packed sequences, or None.
         segment_lengths: the same as lengths on the host, so that no device synchronisation is needed.
+        segment_branches: of each segment the lengths of its endings; none where it is one sequence.
         kv_prefix: keys and values before those of every sequence.
 
     Raises:
@@ -114,11 +131,17 @@ def segmented_attention(
         lengths = (query.shape[2],)
     else:
         lengths = segment_lengths or tuple(cu_seq_lens_q.diff().tolist())
-    skipped = 0 if kv_prefix is None else len(kv_prefix)
     parts = []
-    for q, k, v in zip(*(t.split(lengths, dim=2) for t in (query, key, value))):
+    segments = zip(*(t.split(lengths, dim=2) for t in (query, key, value)))
+    if segment_branches:
+        segments, own = _paths(segments, segment_branches)
+    else:
+        own = [0] * len(lengths)
+    for (q, k, v), shared in zip(segments, own):
         if kv_prefix is not None:
             k, v = kv_prefix.before(module, k, v)
+        skipped = (0 if kv_prefix is None else len(kv_prefix)) + shared
+        if skipped:
             q = pad(q, (0, 0, skipped, 0))  # empty queries keep the diagonal where the fused causal kernel has it
         length = q.shape[2]
         band = None
@@ -128,6 +151,33 @@ def segmented_attention(
         out = _attend(q, k, v, band, dropout, scaling, softcap, is_causal=causal)
         parts.append(out[:, :, skipped:].transpose(1, 2))
     return torch.cat(parts, dim=1), None
+
+
+def _paths(
+    segments: Iterator[tuple[Tensor, Tensor, Tensor]], branches: Sequence[tuple[int, ...]]
+) -> tuple[list[tuple[Tensor, Tensor, Tensor]], list[int]]:
+    """Return queries, keys and values of each way through a segment, and how many keys stand before its queries.
+
+    The first way is the beginning with the first ending, as they lie; of the others only the endings ask.
+    """
+    found, shared = [], []
+    for (q, k, v), endings in zip(segments, branches):
+        if not endings:
+            found.append((q, k, v))
+            shared.append(0)
+            continue
+        beginning = q.shape[2] - sum(endings)
+        start = beginning
+        for length in endings:
+            here = slice(start, start + length)
+            if start == beginning:
+                found.append((q[:, :, : here.stop], k[:, :, : here.stop], v[:, :, : here.stop]))
+            else:
+                keys, values = (torch.cat([t[:, :, :beginning], t[:, :, here]], dim=2) for t in (k, v))
+                found.append((q[:, :, here], keys, values))
+            shared.append(0 if start == beginning else beginning)
+            start = here.stop
+    return found, shared
 
 
 def _known_window(module: nn.Module, window: int | None, is_causal: bool) -> int | None:

@@ -57,7 +57,7 @@ class CausalModel(LoadedModel):
         mask = batch.attention_mask
         if batch.is_packed:
             mask = attention.unread_mask(batch.tokens.device)
-            kwargs |= {"cu_seq_lens_q": batch.cumulative_S1, "segment_lengths": batch.lengths}
+            kwargs |= attention.packed_keywords(batch)
         with self.computing(), self.reusing(batch):
             out = self.module.base_model(
                 input_ids=batch.tokens, attention_mask=mask, position_ids=batch.positions, use_cache=False, **kwargs

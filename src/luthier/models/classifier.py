@@ -103,7 +103,7 @@ class Classifier(LoadedModel):
         inputs: dict[str, object] = {"input_ids": batch.tokens, "attention_mask": batch.attention_mask}
         if batch.is_packed:
             inputs["attention_mask"] = attention.unread_mask(batch.tokens.device)
-            inputs |= {"cu_seq_lens_q": batch.cumulative_S1, "segment_lengths": batch.lengths}
+            inputs |= attention.packed_keywords(batch)
         if self.is_decoder:
             # Encoders number their positions themselves, RoBERTa from an offset.
             inputs |= {"position_ids": batch.positions, "use_cache": False}

@@ -40,7 +40,7 @@ class FeatureCache:
 
     def of(self, examples: Sequence[Example]) -> Tensor | None:
         """Return the features (S, F) of sequences, or None when one of them is not known."""
-        found = [self.rows.get(digest(example)) for example in examples]
+        found = [self.rows.get(digest(path)) for example in examples for path in example.paths()]
         known = [row for row in found if row is not None]
         return torch.from_numpy(self.values[known]) if len(known) == len(found) else None
 
@@ -53,7 +53,7 @@ def digest(example: Example) -> str:
 
 def distinct(parts: Sequence[Sequence[Example]]) -> dict[str, Example]:
     """Return the sequences of several data sets, each once."""
-    return {digest(example): example for part in parts for example in part}
+    return {digest(path): path for part in parts for example in part for path in example.paths()}
 
 
 def in_groups(examples: Sequence[Example]) -> Iterator[list[Example]]:

@@ -153,20 +153,21 @@ def _forward(module: nn.Module, function: Callable[..., object]) -> Iterator[Non
 
 
 def sequences(batch: Batch) -> list[tuple[int, int, int]]:
-    """Return (row, first position, length) of each sequence of a batch."""
+    """Return (row, first position, length) of each sequence of a batch, or beginning with all its endings."""
     if not batch.is_packed:
-        return [(row, 0, length) for row, length in enumerate(batch.lengths)]
-    starts = np.concatenate([[0], np.cumsum(batch.lengths)])[:-1]
-    return [(0, int(start), length) for start, length in zip(starts, batch.lengths)]
+        return [(row, 0, length) for row, length in enumerate(batch.pieces)]
+    starts = np.concatenate([[0], np.cumsum(batch.pieces)])[:-1]
+    return [(0, int(start), length) for start, length in zip(starts, batch.pieces)]
 
 
 def digests(batch: Batch) -> list[str]:
-    """Return what identifies each sequence of a batch: its tokens, and where its second text begins."""
+    """Return what identifies each sequence of a batch: its tokens, where its second text begins, how it branches."""
     tokens = batch.tokens.cpu().numpy().astype(np.int32)
-    second = batch.extras["second"].tolist() if "second" in batch.extras else [None] * len(batch.lengths)
+    second = batch.extras["second"].tolist() if "second" in batch.extras else [None] * len(batch.pieces)
+    marks = [f"{mark}{endings}" for mark, endings in zip(second, batch.branches)] if batch.branches else second
     return [
         hashlib.blake2b(tokens[row, start : start + length].tobytes() + str(mark).encode(), digest_size=16).hexdigest()
-        for (row, start, length), mark in zip(sequences(batch), second)
+        for (row, start, length), mark in zip(sequences(batch), marks)
     ]
 
 

@@ -22,22 +22,14 @@ Pooling = Literal["own", "last", "mean", "max", "cls", "concat"]
 Activation = Literal["relu", "gelu", "tanh"]
 
 
-def row_starts(batch: Batch) -> Tensor:
-    """Return where each sequence begins in the flattened positions, (S,)."""
-    if batch.is_packed:
-        return batch.cumulative_S1[:-1].long()
-    return torch.arange(len(batch.lengths), device=batch.tokens.device) * batch.tokens.shape[1]
-
-
 def pool(hidden_NH: Tensor, batch: Batch, pooling: Pooling) -> Tensor:
     """Return one vector for each sequence, (S, H), or (S, 3H) for concat: last, max and mean, as ULMFiT has them."""
-    starts_S = row_starts(batch)
     if pooling == "cls":
-        return hidden_NH.index_select(0, starts_S)
-    last_SH = hidden_NH.index_select(0, starts_S + torch.tensor(batch.lengths, device=starts_S.device) - 1)
+        return hidden_NH.index_select(0, batch.starts_S)
+    last_SH = hidden_NH.index_select(0, batch.ends_S)
     if pooling == "last":
         return last_SH
-    parts = hidden_NH.split(batch.lengths) if batch.is_packed else _rows(hidden_NH, batch)
+    parts = _sequences(hidden_NH, batch)
     if pooling == "mean":
         return torch.stack([part.mean(0) for part in parts])
     max_SH = torch.stack([part.amax(0) for part in parts])
@@ -46,9 +38,16 @@ def pool(hidden_NH: Tensor, batch: Batch, pooling: Pooling) -> Tensor:
     return torch.cat([last_SH, max_SH, torch.stack([part.mean(0) for part in parts])], dim=-1)
 
 
-def _rows(hidden_NH: Tensor, batch: Batch) -> list[Tensor]:
-    width = batch.tokens.shape[1]
-    return [hidden_NH[i * width : i * width + length] for i, length in enumerate(batch.lengths)]
+def _sequences(hidden_NH: Tensor, batch: Batch) -> list[Tensor]:
+    """Return the states of each sequence, (L, H); those of a shared beginning stand in several."""
+    if not batch.is_packed:
+        width = batch.tokens.shape[1]
+        return [hidden_NH[i * width : i * width + length] for i, length in enumerate(batch.lengths)]
+    found = []
+    for piece_LH, endings in zip(hidden_NH.split(batch.pieces), batch.branches or [()] * len(batch.pieces)):
+        beginning, *rest = piece_LH.split([len(piece_LH) - sum(endings), *endings])
+        found += [torch.cat([beginning, ending]) for ending in rest] or [beginning]
+    return found
 
 
 class PooledHead(nn.Sequential):

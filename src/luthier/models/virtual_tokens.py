@@ -266,6 +266,7 @@ def _insert(backbone: nn.Module, args: tuple[object, ...], kwargs: dict[str, obj
     if borders is not None:
         lengths = given.get("segment_lengths") or borders.diff().tolist()
         places, kept = _packed_places(lengths, virtual.size, embeds.device)  # type: ignore[arg-type]
+        # A piece that branches gets them before its beginning, which stays what its endings leave of it.
         grown = tuple(n + virtual.size for n in lengths)  # type: ignore[attr-defined]
         given["segment_lengths"] = grown
         given["cu_seq_lens_q"] = borders + virtual.size * torch.arange(

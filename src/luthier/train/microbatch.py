@@ -41,7 +41,8 @@ class Cut:
     def _fits(self, group: list[Example], padded: bool) -> bool:
         if self.sequences is not None and len(group) > self.sequences:
             return False
-        size = max(map(len, group)) * len(group) if padded else sum(map(len, group))
+        rows = sum(example.sequences for example in group)
+        size = max(example.longest for example in group) * rows if padded else sum(map(len, group))
         return self.tokens is None or size <= self.tokens
 
     def halved(self, largest: int) -> Cut | None:
