@@ -197,7 +197,7 @@ class Cramped:
     def count(self, batch: Batch) -> float:
         return batch.count
 
-    def loss(self, model: LanguageModel, batch: Batch) -> LossSum:
+    def loss_sum(self, model: LanguageModel, batch: Batch) -> LossSum:
         total = model.nll_sum(batch)
         if len(batch.lengths) > self.most and max(batch.lengths) > 12:
             if not self.at_backward:
@@ -253,7 +253,7 @@ class Spoilt:
     def count(self, batch: Batch) -> float:
         return batch.count
 
-    def loss(self, model: LanguageModel, batch: Batch) -> LossSum:
+    def loss_sum(self, model: LanguageModel, batch: Batch) -> LossSum:
         return LossSum(model.nll_sum(batch) * self.factor)
 
 
@@ -409,7 +409,7 @@ def test_the_objective_of_the_engine_may_log_sums_of_its_own(start: Start) -> No
         def count(self, batch: Batch) -> float:
             return Sft().count(batch)
 
-        def loss(self, model: LanguageModel, batch: Batch) -> LossSum:
+        def loss_sum(self, model: LanguageModel, batch: Batch) -> LossSum:
             return LossSum(model.nll_sum(batch), {"weight": batch.weights_M.sum()})
 
     running = start(objective=Telling(), cut=Cut(sequences=1))

@@ -18,8 +18,8 @@ from luthier.models.causal import CausalModel, probe
 from luthier.objectives.base import Objective
 from luthier.train.microbatch import Cut
 
-OBJECTIVES = [kind for kind, cls in kinds("objective").items() if cls.data_form != "labelled"]  # type: ignore[attr-defined]
-"""Those of language models; classifiers have the same laws in test_objectives_classify.py."""
+OBJECTIVES = [kind for kind, cls in kinds("objective").items() if cls.is_plain_nll]  # type: ignore[attr-defined]
+"""Those over weighted tokens; classes and preferences have the same laws in files of their own."""
 ROWS = examples([9, 3, 14, 6, 1, 11, 2, 8])
 
 
@@ -46,7 +46,7 @@ def _step(model: CausalModel, objective: Objective, groups: list[list[Example]])
     count = sum(objective.count(b) for b in batches)
     total = 0.0
     for batch in batches:
-        loss = objective.loss(model, batch).total
+        loss = objective.loss_sum(model, batch).total
         (loss / count).backward()
         total += float(loss.detach())
     return total / count, _gradients(model)
@@ -56,7 +56,7 @@ def test_zero_weights_give_zero_loss_and_zero_gradient(objective: Objective, mod
     silent = [Example(e.tokens, e.weights * 0, e.source) for e in ROWS]
     batch = model.collate(silent)
     model.module.zero_grad()
-    loss = objective.loss(model, batch).total
+    loss = objective.loss_sum(model, batch).total
     loss.backward()
     assert objective.count(batch) == 0
     assert float(loss.detach()) == 0
@@ -74,7 +74,7 @@ def test_a_row_without_weight_adds_nothing_to_the_others(objective: Objective, m
 
 def test_twice_the_weights_is_twice_the_sum_and_the_same_mean(objective: Objective, model: CausalModel) -> None:
     doubled = [Example(e.tokens, e.weights * 2) for e in ROWS]
-    sums = [float(objective.loss(model, model.collate(rows)).total.detach()) for rows in (ROWS, doubled)]
+    sums = [float(objective.loss_sum(model, model.collate(rows)).total.detach()) for rows in (ROWS, doubled)]
     assert sums[1] == pytest.approx(2 * sums[0], rel=1e-6)
     assert _step(model, objective, [doubled])[0] == pytest.approx(_step(model, objective, [ROWS])[0], rel=1e-6)
 
@@ -126,7 +126,7 @@ def test_finite_differences_agree(objective: Objective, model: CausalModel) -> N
 
 def _mean_loss(model: CausalModel, objective: Objective) -> float:
     batch = model.collate(ROWS)
-    return float(objective.loss(model, batch).total) / objective.count(batch)
+    return float(objective.loss_sum(model, batch).total) / objective.count(batch)
 
 
 def test_uniform_logits_cost_the_logarithm_of_the_vocabulary(objective: Objective) -> None:

@@ -44,7 +44,7 @@ def _step(model: Classifier, objective: Classify, groups: list[list[Example]]) -
     count = sum(objective.count(b) for b in batches)
     total = 0.0
     for batch in batches:
-        loss = objective.loss(model, batch).total
+        loss = objective.loss_sum(model, batch).total
         (loss / count).backward()
         total += float(loss.detach())
     return total / count, _gradients(model)
@@ -100,7 +100,7 @@ def test_finite_differences_agree(model: Classifier, objective: Classify) -> Non
             for name, way in ways.items():
                 parameters[name].data.copy_(start[name] + sign * step * way)
             batch = model.collate(ROWS)  # with gradients on: smoothing is a matter of training
-            losses.append(float(objective.loss(model, batch).total.detach()) / objective.count(batch))
+            losses.append(float(objective.loss_sum(model, batch).total.detach()) / objective.count(batch))
         for name, tensor in start.items():
             parameters[name].data.copy_(tensor)
         # Float32 loses digits in the difference, and the curve bends over the step.
@@ -139,7 +139,7 @@ def test_class_weights_and_smoothing_are_those_of_torch(model: Classifier) -> No
     expected = torch.nn.functional.cross_entropy(logits, labels, label_smoothing=0.1)
     assert smooth == pytest.approx(float(expected), rel=1e-5)
     with model.evaluating():  # a measurement is the plain likelihood
-        measured = Classify(label_smoothing=0.1).loss(model, model.collate(ROWS)).total
+        measured = Classify(label_smoothing=0.1).loss_sum(model, model.collate(ROWS)).total
     assert float(measured) / len(ROWS) == pytest.approx(_step(model, Classify(), [ROWS])[0], rel=1e-5)
 
 
@@ -147,7 +147,7 @@ def test_accuracy_counts_the_rows_whose_likeliest_class_is_right(model: Classifi
     batch = model.collate(ROWS)
     guesses = model.class_logits(batch).argmax(-1)
     right = [Example(e.tokens, e.weights, e.source, {"label": float(g)}) for e, g in zip(ROWS, guesses)]
-    assert int(Classify().loss(model, model.collate(right)).metrics["accuracy"]) == len(ROWS)
+    assert int(Classify().loss_sum(model, model.collate(right)).metrics["accuracy"]) == len(ROWS)
 
 
 def test_the_count_is_the_number_of_rows_and_adds_up(model: Classifier) -> None:

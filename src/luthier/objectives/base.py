@@ -6,6 +6,7 @@ gradient does not depend on how a step is cut.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
@@ -14,7 +15,11 @@ from luthier.core.component import Component
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from luthier.core.batch import Batch
+    from luthier.core.batch import Batch, Example
+
+Groups = Callable[[Sequence["Example"]], list[list["Example"]]]
+"""Cuts the examples of a step into micro-batches."""
+DataForm = Literal["text", "conversation", "labelled", "preference", "rated", "prompt"]
 
 
 class LanguageModel(Protocol):
@@ -25,6 +30,8 @@ class LanguageModel(Protocol):
     def logps(self, batch: Batch) -> Tensor: ...
 
     def class_logits(self, batch: Batch) -> Tensor: ...
+
+    def collate(self, examples: list[Example]) -> Batch: ...
 
 
 @dataclass(frozen=True)
@@ -44,17 +51,40 @@ class Objective(Component):
     summary: ClassVar[str]
     paper: ClassVar[str] = ""
     zh: ClassVar[dict[str, str]] = {}
-    data_form: ClassVar[Literal["text", "conversation", "labelled"]] = "conversation"
-    """What rows are turned into: raw text trained throughout, conversations with supervised spans, or texts with a
-    class."""
+    data_form: ClassVar[DataForm] = "conversation"
+    """What rows are turned into: raw text trained throughout, conversations with supervised spans, texts with a class,
+    pairs of a better and a worse answer, answers that were found good or bad, or prompts that the model answers."""
+
+    head: ClassVar[Literal["tokens", "classes", "value"]] = "tokens"
+    """What the model's head gives: the next token, a class, or one number for a sequence."""
+
+    learning_rate_factor: ClassVar[float] = 1.0
+    """What the method's default learning rate is multiplied by; comparing answers wants smaller steps than copying."""
 
     is_plain_nll: ClassVar[bool] = False
     """The loss is `model.nll_sum(batch)` itself, so the engine can say beforehand what it will be multiplied by."""
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether `extras["reference"]` has to hold Σ w·log p of each sequence under the model that training starts
+        from."""
+        return False
+
+    def prepare_step(self, model: LanguageModel, examples: Sequence[Example], groups: Groups) -> Sequence[Example]:
+        """Return a step's examples with what must be known of the whole step before its first gradient.
+
+        Called under no_grad, with dropout off, before every optimizer step and every measurement.
+
+        Args:
+            examples: all of the step's.
+            groups: cuts examples into micro-batches.
+        """
+        return examples
 
     def count(self, batch: Batch) -> float:
         """Return what the batch adds to the step's divisor; known before the forward pass."""
         return batch.count
 
-    def loss(self, model: LanguageModel, batch: Batch) -> LossSum:
+    def loss_sum(self, model: LanguageModel, batch: Batch) -> LossSum:
         """Return the loss of a batch as a sum, not a mean."""
         raise NotImplementedError

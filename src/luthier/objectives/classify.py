@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 
 from luthier.core.component import StageFacts
 from luthier.core.errors import Problem
-from luthier.objectives.base import LanguageModel, LossSum, Objective
+from luthier.objectives.base import DataForm, LanguageModel, LossSum, Objective
 
 if TYPE_CHECKING:
     from luthier.core.batch import Batch
@@ -41,7 +41,8 @@ class Classify(Objective):
         "class_weights": "训练时每个类别的样本各算多少：balanced 让稀少的类别与常见的类别同样重要；也可按类别顺序给出一列数。评测时每个样本总是只算一次。",
         "label_smoothing": "把目标概率的这一份额均匀分给所有类别。标签有噪声时取 0.1 可避免模型过于自信；评测时不使用。",
     }
-    data_form: ClassVar[Literal["text", "conversation", "labelled"]] = "labelled"
+    data_form: ClassVar[DataForm] = "labelled"
+    head: ClassVar[Literal["tokens", "classes", "value"]] = "classes"
 
     @field_validator("names", mode="before")
     @classmethod
@@ -76,7 +77,7 @@ class Classify(Objective):
         """Return the number of sequences, whatever their weights."""
         return float(len(batch.lengths))
 
-    def loss(self, model: LanguageModel, batch: Batch) -> LossSum:
+    def loss_sum(self, model: LanguageModel, batch: Batch) -> LossSum:
         """Return Σ w·(−log p of the right class), and how many classes were right."""
         import torch
         from torch.nn.functional import cross_entropy

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from luthier.objectives.base import LanguageModel, LossSum, Objective
+from luthier.objectives.base import DataForm, LanguageModel, LossSum, Objective
 
 if TYPE_CHECKING:
     from luthier.core.batch import Batch
@@ -19,8 +19,8 @@ class Lm(Objective):
     summary: ClassVar[str] = "Learn to continue text: every token is a target."
     paper: ClassVar[str] = "Radford et al. 2019, Language Models are Unsupervised Multitask Learners"
     zh: ClassVar[dict[str, str]] = {"title": "语言建模", "summary": "学习续写文本：每个词元都是目标。"}
-    data_form: ClassVar[Literal["text", "conversation", "labelled"]] = "text"
+    data_form: ClassVar[DataForm] = "text"
     is_plain_nll: ClassVar[bool] = True
 
-    def loss(self, model: LanguageModel, batch: Batch) -> LossSum:
+    def loss_sum(self, model: LanguageModel, batch: Batch) -> LossSum:
         return LossSum(model.nll_sum(batch))

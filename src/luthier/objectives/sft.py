@@ -21,5 +21,5 @@ class Sft(Objective):
     zh: ClassVar[dict[str, str]] = {"title": "监督微调", "summary": "学习像数据中的助手那样回答。"}
     is_plain_nll: ClassVar[bool] = True
 
-    def loss(self, model: LanguageModel, batch: Batch) -> LossSum:
+    def loss_sum(self, model: LanguageModel, batch: Batch) -> LossSum:
         return LossSum(model.nll_sum(batch))

@@ -49,7 +49,7 @@ def add_gradients(model: LoadedModel, objective: Objective, batches: Sequence[Ba
     """Add the gradient of the batches' mean loss to every parameter that wants one."""
     count = sum(objective.count(batch) for batch in batches)
     for batch in batches:
-        (objective.loss(model, batch).total / count).backward()
+        (objective.loss_sum(model, batch).total / count).backward()
 
 
 @dataclass
@@ -126,8 +126,9 @@ class Engine:
     def forward_backward(self, examples: Sequence[Example]) -> StepSums:
         """Accumulate the gradient of the step's mean loss; on lack of memory, cut finer and begin the step again."""
         self.method.before_step(self.model.module, self.method_state, self.step)
+        examples = self._prepared(examples)
         while True:
-            groups = self.cut.apply(examples, padded=not self.model.packs)
+            groups = self._groups(examples)
             try:
                 return self._accumulate(groups)
             except (RuntimeError, MemoryError) as error:
@@ -156,10 +157,16 @@ class Engine:
 
     def evaluate(self, examples: Sequence[Example]) -> tuple[float, float]:
         """Return (mean loss, count) over examples, without touching the training state."""
+        measured, count = self.measure(examples)
+        return measured["loss"], count
+
+    def measure(self, examples: Sequence[Example]) -> tuple[dict[str, float], float]:
+        """Return (the mean loss and what else the objective logs, count) over examples; nothing is trained."""
+        examples = self._prepared(examples)
         while True:
-            groups = self.cut.apply(examples, padded=not self.model.packs)
+            groups = self._groups(examples)
             try:
-                return self._mean_loss(groups)
+                return self._means(groups)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -192,7 +199,7 @@ class Engine:
         for index, batch in enumerate(batches):
             torch.manual_seed(zlib.crc32(f"{self.settings.seed}/{self.step}/{index}".encode()))
             self.model.upstream = 1.0 / count if self.objective.is_plain_nll else None
-            result = self.objective.loss(self.model, batch)
+            result = self.objective.loss_sum(self.model, batch)
             self.model.upstream = None
             total = result.total
             penalty = self.method.penalty(self.model.module, batch)
@@ -211,14 +218,34 @@ class Engine:
             sources=tuple(s for b in batches for s in b.sources),
         )
 
-    def _mean_loss(self, groups: list[list[Example]]) -> tuple[float, float]:
-        total, count = torch.zeros((), dtype=torch.float64), 0.0
+    def _groups(self, examples: Sequence[Example]) -> list[list[Example]]:
+        return self.cut.apply(examples, padded=not self.model.packs)
+
+    def _prepared(self, examples: Sequence[Example]) -> Sequence[Example]:
+        """Let the objective look at the whole step before its first gradient; on lack of memory, cut finer."""
+        if type(self.objective).prepare_step is Objective.prepare_step:
+            return examples  # most have nothing to look at, and switching dropout off and on walks the whole model
+        while True:
+            try:
+                with self.model.evaluating():
+                    return self.objective.prepare_step(self.model, examples, self._groups)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            self._cut_finer(max(map(len, self._groups(examples))), max(map(len, examples)))
+
+    def _means(self, groups: list[list[Example]]) -> tuple[dict[str, float], float]:
+        sums: dict[str, float] = {"loss": 0.0}
+        count = 0.0
         with self.model.evaluating():
             for group in groups:
                 batch = self.model.collate(group)
-                total += self.objective.loss(self.model, batch).total.double().cpu()
+                result = self.objective.loss_sum(self.model, batch)
+                sums["loss"] += float(result.total.double())
+                for name, value in result.metrics.items():
+                    sums[name] = sums.get(name, 0.0) + float(value)
                 count += self.objective.count(batch)
-        return float(total) / max(count, 1e-12), count
+        return {name: total / max(count, 1e-12) for name, total in sums.items()}, count
 
     def _update(self) -> None:
         """Let the optimizer move the weights. Half an update cannot be taken back, so lack of memory ends the run."""

@@ -98,7 +98,7 @@ def _all_trained(engine: Engine) -> Iterator[None]:
 
 
 def _loss(engine: Engine, batch: Batch) -> Tensor:
-    return engine.objective.loss(engine.model, batch).total
+    return engine.objective.loss_sum(engine.model, batch).total
 
 
 def _try(
