@@ -189,6 +189,7 @@ class Cramped:
     """An objective for which memory ends at `most` sequences; short ones still fit, so that a step fails half-way."""
 
     is_plain_nll = False
+    looks_ahead = False
 
     most: int
     error: BaseException
@@ -247,6 +248,7 @@ class Spoilt:
     """An objective that multiplies the loss."""
 
     is_plain_nll = False
+    looks_ahead = False
 
     factor: float
 
@@ -405,6 +407,7 @@ def test_reference_is_the_initial_model_and_what_was_trained_comes_back(kind: st
 def test_the_objective_of_the_engine_may_log_sums_of_its_own(start: Start) -> None:
     class Telling:
         is_plain_nll = False
+        looks_ahead = False
 
         def count(self, batch: Batch) -> float:
             return Sft().count(batch)

@@ -144,8 +144,18 @@ def recognise(
         if columns is not None and (forced != "auto" or wanted or _looks_right(shape, columns, rows)):
             return _format(shape, columns, present, rows)
     if forced != "auto":
-        raise DataError(_does_not_fit(BY_NAME[forced], forced, _listed(rows, present), wanted, where))
+        raise DataError(_does_not_fit(BY_NAME[forced], forced, listed(rows, present), wanted, where))
     raise DataError(_not_labelled(rows, present, where) if labelled else _unrecognised(rows, present, where))
+
+
+def fit_shape(shape: Shape, present: Sequence[str], wanted: Mapping[str, str], where: str) -> dict[str, str] | None:
+    """Return field → column of a shape, or None where a required field has no column.
+
+    Raises:
+        DataError: `wanted` names what is not there.
+    """
+    _check_mapping(wanted, present, (shape,), where)
+    return _fit(shape, present, wanted)
 
 
 def _fit(shape: Shape, present: Sequence[str], wanted: Mapping[str, str]) -> dict[str, str] | None:
@@ -238,7 +248,7 @@ def _short(name: str) -> str:
     return name if len(name) <= LONG_NAME else name[: LONG_NAME - 1] + "…"
 
 
-def _listed(rows: Sequence[Row], present: Sequence[str]) -> str:
+def listed(rows: Sequence[Row], present: Sequence[str]) -> str:
     """Return the columns with what they hold."""
     kinds = {c: next((turns.kind_of(r.value[c]) for r in rows if r.value.get(c) is not None), "null") for c in present}
     more = f" and {len(present) - 20} more" if len(present) > 20 else ""
@@ -265,7 +275,7 @@ def _unrecognised(rows: Sequence[Row], present: Sequence[str], where: str) -> Pr
     else:
         remedy = "give every row a column of text"
     known = "; ".join(shape.example for shape in SHAPES)
-    what = f"The rows fit no known format. Columns found: {_listed(rows, present)}."
+    what = f"The rows fit no known format. Columns found: {listed(rows, present)}."
     return Problem(what, where, f"{remedy}. Known formats: {known}")
 
 
@@ -277,7 +287,7 @@ def _not_labelled(rows: Sequence[Row], present: Sequence[str], where: str) -> Pr
     if any(len(c) > LONG_NAME or c.count(" ") > 2 for c in present):
         remedy = "the first line looks like data; without a header line, give positions: columns: {text: 1, label: 2}"
     needs = f"Classification needs a text and its label, like {LABELLED.example}."
-    what = f"{needs} Columns found: {_listed(rows, present)}."
+    what = f"{needs} Columns found: {listed(rows, present)}."
     return Problem(what, where, remedy)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from luthier.core.errors import DataError, Problem
-from luthier.data import formats, sources
+from luthier.data import formats, preferences, sources
 from luthier.data.convert import convert
 from luthier.data.problems import ProblemLog
 from luthier.data.readers import Row
@@ -20,8 +20,10 @@ from luthier.data.records import Record, Text
 from luthier.data.spec import DataSpec, resolve_path
 
 Item = TypeVar("Item")
-Objective = Literal["sft", "lm", "classify"]
+Objective = Literal["sft", "lm", "classify", "preference", "rated", "prompt"]
+"""What the rows are for; the last three are judged answers, and prompts alone."""
 LOOK_AHEAD = 100
+_JUDGED = ("auto", "preference", "rated", "prompt")
 
 
 @dataclass(frozen=True)
@@ -84,8 +86,19 @@ def _read_one(name: str, rows: Iterator[Row], spec: DataSpec, objective: Objecti
     head = list(itertools.islice(rows, wanted))
     if not head:
         return
+    is_judged = objective in ("preference", "rated", "prompt")
+    if (spec.format in ("preference", "rated", "prompt") and not is_judged) or (
+        is_judged and spec.format not in _JUDGED
+    ):
+        what = f"Rows of the format {spec.format} are not what this objective reads."
+        remedy = "leave format out, or use an objective for them: dpo, kto, reward, grpo …"
+        reading.log.add("format", what, name, remedy)
+        return
     try:
-        form = formats.recognise(head, spec.columns, spec.format, name, labelled=objective == "classify")
+        if is_judged:
+            form = preferences.recognise(head, spec.columns, objective, name)
+        else:
+            form = formats.recognise(head, spec.columns, spec.format, name, labelled=objective == "classify")
     except DataError as error:
         for problem in error.problems:
             reading.log.add("format", problem.what, problem.where, problem.remedy)
@@ -106,10 +119,14 @@ def _read_one(name: str, rows: Iterator[Row], spec: DataSpec, objective: Objecti
     reading.formats.setdefault(form.name, form.why)
     used = set(form.columns.values())
     for row in itertools.chain(head, rows):
-        reading.unused.update(column for column, value in row.value.items() if column not in used and value is not None)
-        record = convert(row, form, reading.log, needs_answer=objective == "sft")
-        if record is not None:
-            reading.records.append(record)
+        if objective != "prompt":  # a reward may read any column
+            left = (column for column, value in row.value.items() if column not in used and value is not None)
+            reading.unused.update(left)
+        if is_judged:
+            reading.records += preferences.convert(row, form, objective, reading.log)
+        else:
+            record = convert(row, form, reading.log, needs_answer=objective == "sft")
+            reading.records += [] if record is None else [record]
         if spec.limit is not None and len(reading.records) >= spec.limit:
             return
 

@@ -8,7 +8,19 @@ import numpy as np
 
 from luthier.core.errors import DataError, Problem
 from luthier.data.encode import encode
-from luthier.data.records import Conversation, Labelled, PromptAnswer, Record, Text, conversation, prompt_of
+from luthier.data.records import (
+    Asked,
+    Conversation,
+    Labelled,
+    Preference,
+    PromptAnswer,
+    Rated,
+    Record,
+    Text,
+    conversation,
+    prompt_of,
+    turns_of,
+)
 from luthier.data.spans import Chat, TemplateRefusal
 from luthier.data.templates import no_template, template_text
 from luthier.data.vocabulary import eos_id, special_prefix, special_tokens
@@ -65,6 +77,8 @@ def render_prompt(tokenizer: PreTrainedTokenizerBase, record: Record) -> list[in
         DataError: the template cannot write the prompt, or there is none for a conversation.
     """
     assert not isinstance(record, Labelled), "a classifier is asked through data/labelled.py"
+    if isinstance(record, Preference | Rated | Asked):
+        return render_prompt(tokenizer, turns_of(record))
     chat = None if isinstance(record, Text) else chat_for(tokenizer, record)
     if chat is None or isinstance(record, Text):
         assert not isinstance(record, Conversation)

@@ -6,6 +6,7 @@ plainly. Both forms come from the same record, so nothing is decided before the 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -85,7 +86,47 @@ class Labelled:
     source: str
 
 
-Record = Conversation | PromptAnswer | Text | Labelled
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """Two answers to one prompt, of which the first is the better.
+
+    Attributes:
+        chosen, rejected: the prompt with each answer. Messages that both share have the weight 0.
+        margin: by how much the first is better, where the data say so.
+        source: `file:line`.
+    """
+
+    chosen: Conversation | PromptAnswer
+    rejected: Conversation | PromptAnswer
+    margin: float | None
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rated:
+    """An answer that was found good or bad. `source` is `file:line`."""
+
+    answer: Conversation | PromptAnswer
+    is_good: bool
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A prompt that the model is to answer.
+
+    Attributes:
+        prompt: the turns so far, or a prompt with an empty answer.
+        row: the row as the data have it, for functions that score answers.
+        source: `file:line`.
+    """
+
+    prompt: Conversation | PromptAnswer
+    row: Mapping[str, object]
+    source: str
+
+
+Record = Conversation | PromptAnswer | Text | Labelled | Preference | Rated | Asked
 
 
 def conversation(record: Conversation | PromptAnswer) -> Conversation:
@@ -102,6 +143,8 @@ def conversation(record: Conversation | PromptAnswer) -> Conversation:
 
 def prompt_of(record: Record) -> Record:
     """Return the record without its last answer: what a model is asked. A document stays whole."""
+    if isinstance(record, Preference | Rated | Asked):
+        return prompt_of(turns_of(record))
     if isinstance(record, PromptAnswer):
         return PromptAnswer(
             record.prompt, "", record.context, record.system, record.history, record.is_instruction, record.source
@@ -111,8 +154,17 @@ def prompt_of(record: Record) -> Record:
     return record
 
 
+def turns_of(record: Preference | Rated | Asked) -> Conversation | PromptAnswer:
+    """Return the one conversation that stands for the record: of two answers the better."""
+    if isinstance(record, Preference):
+        return record.chosen
+    return record.answer if isinstance(record, Rated) else record.prompt
+
+
 def answer_of(record: Record) -> str:
     """Return the last answer: what the model should have said. Empty for a document; the class of a labelled text."""
+    if isinstance(record, Preference | Rated):
+        return answer_of(turns_of(record))
     if isinstance(record, PromptAnswer):
         return record.answer
     if isinstance(record, Labelled):

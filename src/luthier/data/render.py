@@ -32,7 +32,7 @@ from luthier.data.prompts import (
     wanted_turns,
     with_prefix,
 )
-from luthier.data.records import Labelled, PromptAnswer, Record, Text
+from luthier.data.records import Conversation, PromptAnswer, Record, Text
 from luthier.data.spans import Chat, Span, TemplateRefusal, Turn, answer_spans
 from luthier.data.store import ExampleStore, StoreBuilder
 from luthier.data.tally import (
@@ -90,7 +90,7 @@ class _Written:
 
 
 @dataclass(frozen=True)
-class _Row:
+class Row:
     """One row as tokens and weights. `end`: position of the token that ends the last trained turn, or None."""
 
     tokens: np.ndarray
@@ -145,8 +145,9 @@ class Renderer:
             DataError: rows are too long, cannot be written by the template, or hold nothing to train on.
         """
         tally, builder = Tally(), StoreBuilder()
-        for row in self._rows(records, tally):
-            self._keep(row, builder, tally)
+        for row in self.rows(records, tally):
+            if row is not None:
+                self._keep(row, builder, tally)
         tally.log.raise_errors()
         tally.overlong.raise_if_any(self.max_length or 0, self.context)
         store = builder.build()
@@ -156,20 +157,26 @@ class Renderer:
 
     # ---- text -------------------------------------------------------------------------------------------------------
 
-    def _rows(self, records: Sequence[Record], tally: Tally) -> Iterator[_Row]:
+    def rows(self, records: Sequence[Record], tally: Tally) -> Iterator[Row | None]:
+        """Yield the tokens and weights of each record; None for one that the template refuses, which is logged."""
         for start in range(0, len(records), CHUNK):
-            written = []
+            written: list[_Written | None] = []
             for record in records[start : start + CHUNK]:
                 try:
                     written.append(self._write(record, tally))
                 except TemplateRefusal as refusal:
                     what = f"The row cannot be written: {refusal}."
                     tally.log.add("template", what, record.source, refusal_remedy(refusal))
-            texts = [row.text for row in written]
-            bounds = [[(span.start, span.end) for span in row.spans or ()] for row in written]
-            for row, tokens in zip(written, encode_with_cuts(self.tokenizer, texts, bounds, self._known)):
+                    written.append(None)
+            good = [row for row in written if row is not None]
+            bounds = [[(span.start, span.end) for span in row.spans or ()] for row in good]
+            encoded = iter(encode_with_cuts(self.tokenizer, [row.text for row in good], bounds, self._known))
+            for row in written:
+                if row is None:
+                    yield None
+                    continue
                 tally.lost += lost_characters(row.text, self._known)
-                yield self._weigh(row, tokens)
+                yield self._weigh(row, next(encoded))
 
     def _write(self, record: Record, tally: Tally) -> _Written:
         if isinstance(record, Text):
@@ -177,10 +184,10 @@ class Renderer:
                 raise DataError(text_under_sft(record))
             self._look_for_special(record.text, record.source, tally)
             return _Written(record.text, None, None, record.source)
-        assert not isinstance(record, Labelled), "classes are rendered in data/labelled.py"
+        assert isinstance(record, Conversation | PromptAnswer), "classes and preferences have renderers of their own"
         chat = chat_for(self.tokenizer, record)
         if chat is None:
-            assert isinstance(record, PromptAnswer)
+            assert isinstance(record, PromptAnswer), "a conversation without a template is refused"
             tally.plain += 1
             prompt = plain_prompt(record)
             text = prompt + record.answer
@@ -218,7 +225,7 @@ class Renderer:
 
     # ---- tokens -----------------------------------------------------------------------------------------------------
 
-    def _weigh(self, row: _Written, tokens: Tokens) -> _Row:
+    def _weigh(self, row: _Written, tokens: Tokens) -> Row:
         weights = np.full(len(tokens), 1.0 if row.spans is None else 0.0, dtype=np.float32)
         ends = self._turn_ends(row.chat)
         end = self._last_end(tokens, ends) if row.spans is None else None
@@ -233,7 +240,7 @@ class Renderer:
         bos = self.tokenizer.bos_token_id
         if bos is not None and len(ids) > 1 and ids[0] == ids[1] == bos:
             raise DataError(double_bos(row.source, self.tokenizer))
-        return _Row(ids, weights, end, row.source)
+        return Row(ids, weights, end, row.source)
 
     def _turn_ends(self, chat: Chat | None) -> frozenset[int]:
         key = chat.template if chat is not None else ""
@@ -259,7 +266,7 @@ class Renderer:
 
     # ---- length -----------------------------------------------------------------------------------------------------
 
-    def _keep(self, row: _Row, builder: StoreBuilder, tally: Tally) -> None:
+    def _keep(self, row: Row, builder: StoreBuilder, tally: Tally) -> None:
         """Add the row, or the pieces of it that fit."""
         if not row.weights.any():
             tally.untrained += 1
@@ -278,7 +285,7 @@ class Renderer:
             unknown = self.tokenizer.unk_token_id
             tally.unknown += int((row.tokens == unknown).sum()) if unknown is not None else 0
 
-    def _pieces(self, row: _Row, tally: Tally) -> Sequence[Fitted]:
+    def _pieces(self, row: Row, tally: Tally) -> Sequence[Fitted]:
         length, limit = len(row.tokens), self.max_length
         if limit is None or length <= limit:
             return (Fitted(0, length),)

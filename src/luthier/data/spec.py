@@ -10,7 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from luthier.core.errors import DataError, Problem, did_you_mean
 from luthier.core.paths import locate
 
-FormatName = Literal["auto", "messages", "sharegpt", "alpaca", "dolly", "flan", "text", "labelled"]
+FormatName = Literal[
+    "auto", "messages", "sharegpt", "alpaca", "dolly", "flan", "text", "labelled", "preference", "rated", "prompt"
+]
 
 
 class DataSpec(BaseModel):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import overload
 
 import numpy as np
@@ -16,14 +16,16 @@ class ExampleStore(Sequence[Example]):
     """A sequence of Examples over flat arrays.
 
     Weights are kept as one byte each that points into `palette`: nearly every data set knows only 0 and 1. Shape
-    legend: N examples, T tokens of all examples together.
+    legend: N examples, S sequences (an example that branches holds several), T tokens of all examples together.
 
     Attributes:
         tokens_T: int32 token ids.
         codes_T: uint8 indices into the palette.
         palette: float32 distinct weights.
         borders: (N+1,) int64 where each example begins.
-        extras: (N,) float32 numbers that belong to whole examples (labels), by name.
+        extras: (S,) float32 numbers that belong to whole sequences (labels, reference log-probs), by name.
+        branches_S: (S,) int64 lengths of endings, 0 for sequences that stand alone; None where nothing branches.
+        sequences: (N+1,) int64 where the sequences of each example begin.
     """
 
     def __init__(
@@ -34,6 +36,8 @@ class ExampleStore(Sequence[Example]):
         borders: np.ndarray,
         places: SourceTable,
         extras: dict[str, np.ndarray] | None = None,
+        branches_S: np.ndarray | None = None,
+        sequences: np.ndarray | None = None,
     ) -> None:
         self.tokens_T = tokens_T
         self.codes_T = codes_T
@@ -41,6 +45,8 @@ class ExampleStore(Sequence[Example]):
         self.borders = borders
         self._places = places
         self.extras = extras or {}
+        self.branches_S = branches_S
+        self.sequences = sequences if sequences is not None else np.arange(len(borders))
 
     def __len__(self) -> int:
         return len(self.borders) - 1
@@ -56,15 +62,18 @@ class ExampleStore(Sequence[Example]):
             raise IndexError(index)
         index = int(index) % len(self)
         here = slice(self.borders[index], self.borders[index + 1])
-        extras = {name: float(values[index]) for name, values in self.extras.items()}
-        return Example(self.tokens_T[here], self.palette[self.codes_T[here]], self._places[index], extras)
+        own = slice(self.sequences[index], self.sequences[index + 1])
+        branches = () if self.branches_S is None else tuple(int(n) for n in self.branches_S[own] if n)
+        extras = {name: values[own] if branches else float(values[own][0]) for name, values in self.extras.items()}
+        weights = self.palette[self.codes_T[here]]
+        return Example(self.tokens_T[here], weights, self._places[index], extras, branches)
 
     def __iter__(self) -> Iterator[Example]:
         return (self[i] for i in range(len(self)))
 
     @property
     def lengths(self) -> np.ndarray:
-        """(N,) int64 tokens of each example."""
+        """(N,) int64 tokens of each example, all endings included."""
         return np.diff(self.borders)
 
     @property
@@ -107,9 +116,20 @@ class StoreBuilder:
         self._palette: dict[float, int] = {0.0: 0, 1.0: 1}
         self._places = SourceTable()
         self._extras: dict[str, array[float]] = {}
+        self._branches = array("q")
+        self._sequences = array("q", [0])
 
-    def add(self, tokens: np.ndarray, weights: np.ndarray, source: str, extras: dict[str, float] | None = None) -> None:
-        """Append one example: (L,) ids and (L,) weights; every example of a store has the same `extras`.
+    def add(
+        self,
+        tokens: np.ndarray,
+        weights: np.ndarray,
+        source: str,
+        extras: Mapping[str, float | Sequence[float]] | None = None,
+        branches: tuple[int, ...] = (),
+    ) -> None:
+        """Append one example: (L,) ids and (L,) weights, and the lengths of its endings.
+
+        Every example of a store has the same `extras`: a number, or one for each ending.
 
         Raises:
             DataError: more than 256 different weights.
@@ -130,8 +150,11 @@ class StoreBuilder:
         self._codes.frombytes(codes.tobytes())
         self._borders.append(len(self._tokens))
         self._places.add(source)
+        self._branches.extend(branches or (0,))
+        self._sequences.append(len(self._branches))
         for name, value in (extras or {}).items():
-            self._extras.setdefault(name, array("f")).append(value)
+            numbers = [value] * (len(branches) or 1) if isinstance(value, int | float) else list(value)
+            self._extras.setdefault(name, array("f")).extend(numbers)
 
     def build(self) -> ExampleStore:
         """Return the store; the builder may not be used again."""
@@ -142,4 +165,6 @@ class StoreBuilder:
             np.frombuffer(self._borders, dtype=np.int64),
             self._places,
             {name: np.frombuffer(values, dtype=np.float32) for name, values in self._extras.items()},
+            np.frombuffer(self._branches, dtype=np.int64) if any(self._branches) else None,
+            np.frombuffer(self._sequences, dtype=np.int64),
         )

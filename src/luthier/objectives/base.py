@@ -64,6 +64,9 @@ class Objective(Component):
     is_plain_nll: ClassVar[bool] = False
     """The loss is `model.nll_sum(batch)` itself, so the engine can say beforehand what it will be multiplied by."""
 
+    looks_ahead: ClassVar[bool] = False
+    """`prepare_step` has something to do."""
+
     @property
     def needs_reference(self) -> bool:
         """Whether `extras["reference"]` has to hold Σ w·log p of each sequence under the model that training starts

@@ -51,6 +51,7 @@ class Kto(Objective):
     }
     data_form: ClassVar[DataForm] = "rated"
     learning_rate_factor: ClassVar[float] = 0.1
+    looks_ahead: ClassVar[bool] = True
 
     @property
     def needs_reference(self) -> bool:

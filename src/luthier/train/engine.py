@@ -223,8 +223,8 @@ class Engine:
 
     def _prepared(self, examples: Sequence[Example]) -> Sequence[Example]:
         """Let the objective look at the whole step before its first gradient; on lack of memory, cut finer."""
-        if type(self.objective).prepare_step is Objective.prepare_step:
-            return examples  # most have nothing to look at, and switching dropout off and on walks the whole model
+        if not self.objective.looks_ahead:
+            return examples
         while True:
             try:
                 with self.model.evaluating():
