@@ -39,7 +39,7 @@ LOSSES = [5.0, 3.0, 4.0, 4.5, 6.0, 7.0, 8.0]
 @pytest.fixture
 def losses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the evaluation after step n say the n-th of LOSSES."""
-    monkeypatch.setattr(Engine, "evaluate", lambda self, examples: (LOSSES[self.step - 1], 1.0))
+    monkeypatch.setattr(Engine, "measure", lambda self, examples: ({"loss": LOSSES[self.step - 1]}, 1.0))
 
 
 STOPPING = {"eval_fraction": 0.2, "eval_steps": 1, "save_steps": 1, "keep_checkpoints": 1, "max_steps": 7}

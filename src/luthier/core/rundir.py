@@ -65,6 +65,11 @@ class StageDir:
         return self.path / "features.safetensors"
 
     @property
+    def reference(self) -> Path:
+        """Log-probabilities of the data under the model that the stage starts from."""
+        return self.path / "reference.safetensors"
+
+    @property
     def frozen_states(self) -> Path:
         """What frozen blocks gave for each row; there while the run trains."""
         return self.path / "frozen_states"

@@ -55,10 +55,13 @@ def preview_html(
     counts: Mapping[str, object],
     limit: int = 20,
     classes: Sequence[str] = (),
+    endings: Sequence[str] = (),
 ) -> str:
     """Return one page without external parts that shows `limit` examples, spread evenly over the store.
 
-    `classes`: the names of the classes, where the examples are labelled texts.
+    Args:
+        classes: the names of the classes, where the examples are labelled texts.
+        endings: what the endings are called, where examples branch.
     """
     from jinja2 import Environment
     from markupsafe import Markup
@@ -69,7 +72,7 @@ def preview_html(
     for index in chosen:
         example = store[index]
         share = 100 * example.trained_tokens / max(len(example), 1)
-        body = Markup("".join(_tokens_html(example, pieces)))  # every text in it is escaped where it is made
+        body = Markup("".join(_example_html(example, pieces, endings)))  # its texts are escaped where they are made
         trained = f"{example.trained_tokens:,}"
         source = example.source
         if classes:
@@ -147,15 +150,26 @@ class _Pieces:
             at += size
 
 
-def _tokens_html(example: Example, pieces: _Pieces) -> Iterator[str]:
-    ids = [int(i) for i in example.tokens]
+def _example_html(example: Example, pieces: _Pieces, names: Sequence[str]) -> Iterator[str]:
+    """Yield the tokens of an example; of one that branches the beginning, and each ending under its name."""
+    start, prompt = 0, example.prompt_length
+    for name, length in zip(("", *names), (prompt, *example.branches)) if example.branches else (("", len(example)),):
+        if name:
+            yield f'<div class="gap">{html.escape(name)}</div>'
+        here = slice(start, start + length)
+        yield from _tokens_html(example.tokens[here], example.weights[here], pieces)
+        start += length
+
+
+def _tokens_html(tokens: np.ndarray, weights: np.ndarray, pieces: _Pieces) -> Iterator[str]:
+    ids = [int(i) for i in tokens]
     head = tail = len(ids)
     if len(ids) > SHOWN_TOKENS:
         head, tail = SHOWN_TOKENS // 2, len(ids) - SHOWN_TOKENS // 2
-    yield from _run_html(ids, example.weights, 0, head, pieces)
+    yield from _run_html(ids, weights, 0, head, pieces)
     if head < tail:
         yield f'<span class="gap">… {tail - head:,} tokens not shown …</span>'
-        yield from _run_html(ids, example.weights, tail, len(ids), pieces)
+        yield from _run_html(ids, weights, tail, len(ids), pieces)
 
 
 def _run_html(ids: list[int], weights: np.ndarray, start: int, stop: int, pieces: _Pieces) -> Iterator[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from luthier.core.errors import DataError, ModelError, Problem, did_you_mean
-from luthier.data.records import Conversation, PromptAnswer, Record
+from luthier.data.records import Asked, Conversation, Preference, PromptAnswer, Rated, Record, turns_of
 from luthier.data.vocabulary import special_prefix
 
 if TYPE_CHECKING:
@@ -119,6 +119,7 @@ def settle_template(tokenizer: PreTrainedTokenizerBase, records: Sequence[Record
     if name is not None:
         install(tokenizer, name)
         return f"the chat template is {name}, as the recipe says; it is saved with the model"
+    records = [turns_of(r) if isinstance(r, Preference | Rated | Asked) else r for r in records]
     if not tokenizer.chat_template and any(isinstance(r, PromptAnswer) and r.is_instruction for r in records):
         install(tokenizer, "alpaca")
         return "the model has no chat template; the Alpaca prompt is used and saved with the model as its template"

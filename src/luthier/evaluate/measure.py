@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from luthier.core.batch import Example
     from luthier.models.loaded import LoadedModel
 
-Metric = Literal["loss", "exact_match", "accuracy", "macro_f1"]
-LOWER_IS_BETTER = {"loss"}
+Metric = Literal["loss", "exact_match", "accuracy", "macro_f1", "margin", "calibration_error"]
+LOWER_IS_BETTER = {"loss", "calibration_error"}
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,8 @@ class Score:
     """One measured number.
 
     Attributes:
-        metric: what it is; `loss` is nats per supervised token, or per row of a classifier; the others are shares of 1.
+        metric: what it is; `loss` is nats per supervised token, or per row of a classifier or a preference; `margin` is
+            a difference of rewards; the others are shares of 1.
         value: the number.
         n: cases it was measured on.
         tokens: supervised tokens, for a loss.

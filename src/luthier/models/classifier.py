@@ -116,22 +116,27 @@ def class_config(config: PreTrainedConfig, classes: Sequence[str], pad_id: int) 
     """Return the config with the names of the classes, and the padding by which transformers finds the last token."""
     config.id2label = dict(enumerate(classes))
     config.label2id = {name: index for index, name in enumerate(classes)}
-    config.problem_type = "single_label_classification"
+    config.problem_type = "single_label_classification" if len(classes) > 1 else "regression"
     config.get_text_config().pad_token_id = pad_id
     config.pad_token_id = pad_id
     return config
 
 
-def settle_padding(tokenizer: PreTrainedTokenizerBase) -> int:
+def settle_padding(tokenizer: PreTrainedTokenizerBase, answers: bool = False) -> int:
     """Return the id that fills batches, giving the tokenizer a padding token where it has none.
 
     transformers takes the last token that is not padding for a sequence's last, so no sequence may end with it.
+
+    Args:
+        answers: sequences are answers, which end with the end token.
 
     Raises:
         ModelError: the tokenizer has no special token to pad with.
     """
     ends = {ids[-1] for ids in (tokenizer("a")["input_ids"], tokenizer("b a")["input_ids"]) if ids}
-    if isinstance(tokenizer.pad_token_id, int):
+    if answers and isinstance(tokenizer.eos_token_id, int):
+        ends.add(tokenizer.eos_token_id)
+    if isinstance(tokenizer.pad_token_id, int) and not (answers and tokenizer.pad_token_id in ends):
         return tokenizer.pad_token_id
     for token in (tokenizer.eos_token, tokenizer.unk_token, tokenizer.bos_token):
         number = tokenizer.convert_tokens_to_ids(token) if isinstance(token, str) else None

@@ -65,7 +65,7 @@ def load_model(
     notes: list[str] = []
     config = load_config(where, revision, trust_remote_code)
     if classes is not None:
-        config = class_config(config, classes, settle_padding(tokenizer))
+        config = class_config(config, classes, settle_padding(tokenizer, answers=len(classes) == 1))
     torch.manual_seed(seed)
     how = None if base_bits is None else Quantization(base_bits, *base_quantization)
     module = None
@@ -220,7 +220,8 @@ def _settle_head(module: PreTrainedModel, info: dict[str, list[str]]) -> list[st
     said = []
     if new:
         count = sum(sizes.get(n, 0) for n in new)
-        said.append(f"A new head ({count:,} parameters, drawn from the seed) learns the classes: {classes}.")
+        what = f"the classes: {classes}" if len(module.config.id2label or {}) > 1 else "one number for each sequence"
+        said.append(f"A new head ({count:,} parameters, drawn from the seed) learns {what}.")
     if left:
         said.append(f"The folder's other head is left behind: {_some(left)}.")
     return said

@@ -287,7 +287,8 @@ class Recipe(BaseModel):
 
     def resolved(self) -> Self:
         """Return the recipe with everything decided that depends on nothing but itself."""
-        rate = self.learning_rate if self.learning_rate is not None else self.method.default_learning_rate
+        usual = self.method.default_learning_rate * self.objective.learning_rate_factor
+        rate = self.learning_rate if self.learning_rate is not None else usual
         final = self.final_checkpoint or ("best" if self.early_stopping else "last")
         return self.model_copy(update={"learning_rate": rate, "final_checkpoint": final})
 

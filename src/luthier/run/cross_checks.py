@@ -129,10 +129,11 @@ def _contradictions(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], Problem]]
         remedy = f"set it to less than {recipe.max_steps}"
         yield ("warmup_steps", "max_steps"), Problem(what, recipe.place("warmup_steps"), remedy)
     for index, task in enumerate(recipe.evaluate):
-        if task.metric != "loss" and (task.metric == "accuracy") != (recipe.objective.data_form == "labelled"):
+        speaks = recipe.objective.head == "tokens"
+        if task.metric != "loss" and (task.metric == "exact_match") != speaks:
             kind = recipe.objective.model_dump()["kind"]
             what = f"The metric {task.metric} cannot be measured on a model of the objective {kind}."
-            remedy = f"use metric: {'accuracy' if recipe.objective.data_form == 'labelled' else 'exact_match'}, or loss"
+            remedy = f"use metric: {'exact_match' if speaks else 'accuracy'}, or loss"
             yield ("evaluate", "objective"), Problem(what, recipe.place(f"evaluate.{index}.metric"), remedy)
     names = [task.name for task in recipe.evaluate]
     for index, name in enumerate(names):

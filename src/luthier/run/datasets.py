@@ -14,7 +14,8 @@ from luthier.core.errors import Problem, RunError
 from luthier.core.rundir import RunDir, write_atomic, write_json
 from luthier.data.labelled import Classes
 from luthier.data.load import Records, fingerprint
-from luthier.data.records import Labelled, Record, Text, answer_of, conversation, prompt_of
+from luthier.data.records import Conversation, Labelled, PromptAnswer, Record, Text, answer_of, conversation, prompt_of
+from luthier.objectives.base import DataForm
 from luthier.objectives.classify import Classify
 from luthier.run.examine import Examined
 from luthier.run.screen import Screen
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from luthier.run.config import Recipe
 
 HISTOGRAM_BARS = 24
+_ENDINGS = {"preference": ("chosen", "rejected"), "rated": ("the answer", "another row's answer, to measure with")}
 
 
 @dataclass(frozen=True)
@@ -84,11 +86,10 @@ class Rendering:
     context: int | None
     classes: Classes | None = None
 
-    def render(
-        self, records: Sequence[Record], form: Literal["text", "conversation", "labelled"], trains: bool = False
-    ) -> Rendered:
+    def render(self, records: Sequence[Record], form: DataForm, trains: bool = False) -> Rendered:
         """Return the examples of records, as the recipe says; with the weights of classes if they are trained on."""
         from luthier.data.labelled import LabelledRenderer
+        from luthier.data.pairs import PairRenderer
         from luthier.data.render import Renderer
 
         objective = self.recipe.objective
@@ -98,15 +99,17 @@ class Rendering:
             return LabelledRenderer(
                 self.tokenizer, self.classes, weights, self.max_length, self.recipe.on_overlong, self.context
             ).render_all(records)
+        is_judged = form in ("preference", "rated")
         renderer = Renderer(
             self.tokenizer,
             objective_kind="lm" if form == "text" else "sft",
-            train_on=self.recipe.train_on,
+            # Of judged answers only what was judged is compared.
+            train_on="assistant" if is_judged else self.recipe.train_on,
             max_length=self.max_length,
             on_overlong=self.recipe.on_overlong,
             context=self.context,
         )
-        return renderer.render_all(records)
+        return PairRenderer(renderer).render_all(records) if is_judged else renderer.render_all(records)
 
 
 def announce(recipe: Recipe, found: Examined, run: RunDir, screen: Screen) -> None:
@@ -150,6 +153,7 @@ def render_stage(rendering: Rendering, found: Examined, run: RunDir, screen: Scr
     for task, records in found.tasks:
         chosen = list(records.records[: task.limit])
         task_form = "text" if any(isinstance(r, Text) for r in chosen) else "conversation"
+        task_form = form if recipe.objective.head != "tokens" else task_form
         examples = rendering.render(chosen, task_form).store if task.metric != "exact_match" else ()
         data.tasks.append(Task(task.name, task.metric, examples, chosen, task.max_new_tokens))
     shown = (found.held_records or found.train_records)[: recipe.samples]
@@ -159,7 +163,8 @@ def render_stage(rendering: Rendering, found: Examined, run: RunDir, screen: Scr
     data.warnings = [*chosen_template, *(_one_line(problem) for problem in found.warnings), *notes]
     _say_counts(data.summary, notes, screen)
     names = found.classes.names if found.classes is not None else ()
-    page = preview_html(rendered.store, tokenizer, title=recipe.data.path, counts=rendered.counts, classes=names)
+    endings = _ENDINGS.get(form, ())
+    page = preview_html(rendered.store, tokenizer, recipe.data.path, rendered.counts, classes=names, endings=endings)
     write_atomic(run.examples_page, page)
     screen.fact("preview", f"{run.examples_page} shows token by token what is trained on")
     return data
@@ -203,7 +208,7 @@ def prompt_text(record: Record) -> str:
     if isinstance(record, Labelled):
         return "\n".join(part for part in (record.text, record.pair) if part)
     asked = prompt_of(record)
-    turns = conversation(asked).messages if not isinstance(asked, Text | Labelled) else ()
+    turns = conversation(asked).messages if isinstance(asked, Conversation | PromptAnswer) else ()
     return "\n".join(m.content for m in turns if m.role != "assistant" and m.content)
 
 

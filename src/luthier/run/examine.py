@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, cast
 
+from luthier.core.component import kinds
 from luthier.core.errors import DataError, MissingExtra, ModelError, Problem, RecipeError, UserError, did_you_mean
 from luthier.data.labelled import Classes, find_classes, unknown_labels
 from luthier.data.load import Records, load_records, split
-from luthier.data.records import Conversation, Record
+from luthier.data.records import Asked, Conversation, Preference, Rated, Record, turns_of
 from luthier.data.spec import DataSpec
 from luthier.data.templates import TEMPLATES
 from luthier.models.files import ModelFacts, inspect_model
+from luthier.objectives.base import Objective
 from luthier.objectives.classify import Classify
 from luthier.run.config import EvalTask, ModelSpec, Recipe, locate_part, parse_draft, parse_part
 from luthier.run.draft import Draft
@@ -25,7 +27,8 @@ from luthier.train.hooks.trackers import require_trackers
 
 DEFAULT_MAX_LENGTH = 2048
 
-DataForm = Literal["sft", "lm", "classify"]
+DataForm = Literal["sft", "lm", "classify", "preference", "rated", "prompt"]
+_FORMS: dict[str, DataForm] = {"text": "lm", "conversation": "sft", "labelled": "classify"}
 
 
 @dataclass
@@ -108,7 +111,8 @@ def examine(draft: Draft) -> Examined:
     if recipe is not None:
         for index, task in enumerate(recipe.evaluate):
             # A task may measure plain text whatever is trained on, so nothing is refused for having no answer.
-            task_form = form if form == "classify" else "sft" if task.metric == "exact_match" else "lm"
+            is_language = recipe.objective.head == "tokens"
+            task_form = form if not is_language else "sft" if task.metric == "exact_match" else "lm"
             rows = _read(task.data, ("evaluate", index, "data"), draft, task_form, found)
             if rows is not None:
                 found.tasks.append((task, rows))
@@ -128,9 +132,10 @@ def misfits(recipe: Recipe, model: ModelFacts, data: Records | None) -> list[Pro
     context = model.context_length
     if recipe.max_length is not None and context is not None:
         problems += _beyond_context(recipe, recipe.max_length, context)
-    talk = next((r for r in data.records if isinstance(r, Conversation)), None) if data is not None else None
     is_without = not model.has_template and recipe.model.chat_template is None
-    if talk is not None and is_without and recipe.objective.data_form == "conversation":
+    turns = (turns_of(r) if isinstance(r, Preference | Rated | Asked) else r for r in (data.records if data else ()))
+    talk = next((r for r in turns if isinstance(r, Conversation)), None) if is_without else None
+    if talk is not None and recipe.objective.data_form != "text":
         what = f"The model {recipe.model.path} has no chat template, so conversations cannot be written for it."
         remedy = "choose one: model.chat_template: chatml (or alpaca, plain, or a .jinja file)"
         problems.append(Problem(what, talk.source, remedy))
@@ -163,11 +168,13 @@ def longest_sequence(recipe: Recipe, model: ModelFacts) -> int:
 
 def _data_form(draft: Draft, recipe: Recipe | None) -> DataForm:
     if recipe is not None:
-        forms: dict[str, DataForm] = {"text": "lm", "conversation": "sft", "labelled": "classify"}
-        return forms[recipe.objective.data_form]
-    named = draft.values.get("objective")
-    kind = named.get("kind") if isinstance(named, dict) else named
-    return "lm" if kind == "lm" else "classify" if kind == "classify" else "sft"
+        form: str = recipe.objective.data_form
+    else:
+        named = draft.values.get("objective")
+        kind = named.get("kind") if isinstance(named, dict) else named
+        known = kinds("objective").get(str(kind))
+        form = known.data_form if known is not None and issubclass(known, Objective) else "conversation"
+    return _FORMS.get(form) or cast("DataForm", form)
 
 
 def _read(spec: object, key: KeyPath, draft: Draft, form: DataForm, found: Examined) -> Records | None:

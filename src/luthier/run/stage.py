@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING
 
 from luthier.core.errors import Interrupted, RecipeError
 from luthier.core.rundir import RunDir, StageDir, write_atomic, write_json
+from luthier.data.store import ExampleStore
 from luthier.data.stream import Stream
 from luthier.evaluate.classes import class_scores, predict_texts
-from luthier.evaluate.measure import answer, exact_match, held_out_loss
+from luthier.evaluate.measure import Score, answer, exact_match, held_out_loss
+from luthier.evaluate.preferences import calibration_error, preference_scores, reward_differences, reward_texts
 from luthier.models.files import ModelFacts, local_folder
 from luthier.models.load import load_config, load_tokenizer
 from luthier.models.shapes import count_parameters
@@ -36,12 +38,15 @@ from luthier.train.frozen_cache import drop_frozen_states, keep_frozen_states
 from luthier.train.hooks.trackers import Tracker, make_trackers
 from luthier.train.microbatch import Cut, auto_cut
 from luthier.train.probe import StageProbe
+from luthier.train.reference_logps import keep_reference_logps
 
 if TYPE_CHECKING:
     from luthier.models.loaded import LoadedModel
     from luthier.run.config import Recipe
 
 HELD_OUT = "held-out loss"
+VALUE = "reward"
+"""What the one output of a reward model is called."""
 MOST_STEPS_BETWEEN_SAVES = 500
 PROBE_STEPS = 64
 """A method that looks at the data before it starts sees at most the rows of so many steps."""
@@ -91,8 +96,9 @@ def run_stage(recipe: Recipe, found: Examined, run: RunDir, folder: StageDir, sc
     rendering = _open_tokenizer(recipe, found)
     data = render_stage(rendering, found, run, screen)
     found.release_rows()
-    model = load_for(recipe, rendering.tokenizer, _class_names(folder, data))
+    model = load_for(recipe, rendering.tokenizer, _class_names(recipe, folder, data))
     model.packs = model.packs and recipe.packing
+    _keep_reference(recipe, folder, data, model, screen)
     recipe = _choose(recipe, folder, data, model)
     stage = _assemble(recipe, folder, screen, data, model)
     before_bits = _frozen_bits(stage)
@@ -140,8 +146,20 @@ def _open_tokenizer(recipe: Recipe, found: Examined) -> Rendering:
     return Rendering(recipe, tokenizer, longest_sequence(recipe, facts), facts.context_length, found.classes)
 
 
-def _class_names(folder: StageDir, data: StageData) -> list[str] | None:
+def _keep_reference(recipe: Recipe, folder: StageDir, data: StageData, model: LoadedModel, screen: Screen) -> None:
+    """Let the model that the stage starts from say how likely every answer is, where the objective asks for it."""
+    if not recipe.objective.needs_reference:
+        return
+    stores = [part for part in (data.train, data.held_out) if isinstance(part, ExampleStore)]
+    count = keep_reference_logps(model, stores, folder.reference, model.fingerprint, _cut(recipe, model))
+    screen.fact("reference", f"log-probabilities of {count:,} answers under the model at the start, computed once")
+
+
+def _class_names(recipe: Recipe, folder: StageDir, data: StageData) -> list[str] | None:
     """Return the names of a classifier's classes, after writing them down for whoever opens the run."""
+    if recipe.objective.head == "value":
+        write_json(folder.labels, {"labels": [VALUE], "names": [VALUE]})
+        return [VALUE]
     if data.classes is None:
         return None
     write_json(folder.labels, {"labels": data.classes.labels, "names": data.classes.names})
@@ -182,7 +200,7 @@ def _assemble(recipe: Recipe, folder: StageDir, screen: Screen, data: StageData,
         Settings(
             total_steps=total,
             steps_per_epoch=stream.steps_per_epoch,
-            learning_rate=recipe.learning_rate or recipe.method.default_learning_rate,
+            learning_rate=recipe.resolved().learning_rate or 0.0,
             warmup_steps=warmup,
             weight_decay=recipe.weight_decay,
             max_grad_norm=recipe.max_grad_norm,
@@ -281,7 +299,8 @@ def _loop(stage: StageRun) -> None:
             row = _one_step(stage)
             saved = False
             if _is_due(stage, recipe.eval_steps) and stage.data.held_out:
-                row["eval_loss"], _ = engine.evaluate(stage.data.held_out)
+                measured, _ = engine.measure(stage.data.held_out)
+                row |= {f"eval_{name}": value for name, value in measured.items()}
                 _note_evaluation(stage, row["eval_loss"])
             metrics.write(json.dumps(row) + "\n")
             metrics.flush()
@@ -408,8 +427,35 @@ def _measure(stage: StageRun) -> tuple[dict[str, dict], list[str]]:
     """Return every measure by name, and the sample answers."""
     if stage.data.classes is not None:
         return _measure_classes(stage)
+    if stage.recipe.objective.data_form in ("preference", "rated"):
+        return _measure_preferences(stage)
+    return _measure_language(stage)
+
+
+def _measure_preferences(stage: StageRun) -> tuple[dict[str, dict], list[str]]:
+    """Return how often the better answer wins on held-out rows and tasks, and what the model says of the samples."""
+    engine, data, model = stage.engine, stage.data, stage.model
+    scores_numbers = stage.recipe.objective.head == "value"
+    parts = {"held-out": data.held_out} if data.held_out else {}
+    parts |= {task.name: task.examples for task in data.tasks if scores_numbers}
     scores: dict[str, dict] = {}
-    if stage.data.held_out:
+    for name, examples in parts.items():
+        measured, _ = engine.measure(examples)
+        found = preference_scores(measured, len(examples))
+        if scores_numbers:
+            error = calibration_error(reward_differences(model, examples, engine.cut))
+            found["calibration error"] = Score("calibration_error", error, len(examples))
+        scores |= {f"{name} {metric}": score.as_dict() for metric, score in found.items()}
+    if scores_numbers:
+        return scores, reward_texts(model, (data.held_out or data.train)[: len(data.samples)])
+    rest, answers = _measure_language(stage, held_out=False)
+    return {**scores, **rest}, answers
+
+
+def _measure_language(stage: StageRun, held_out: bool = True) -> tuple[dict[str, dict], list[str]]:
+    """Return the loss on held-out rows, the tasks, and answers to the samples."""
+    scores: dict[str, dict] = {}
+    if stage.data.held_out and held_out:
         scores[HELD_OUT] = held_out_loss(stage.model, stage.data.held_out, stage.engine.cut).as_dict()
     for task in stage.data.tasks:
         if task.metric == "loss":
