@@ -6,7 +6,8 @@ The conversions are those that `luthier check` gives when it meets such a name; 
 from __future__ import annotations
 
 from luthier.run.config import Recipe
-from luthier.run.foreign_names import FOREIGN_NAMES, FOREIGN_VALUES
+from luthier.run.foreign_names import FOREIGN_NAMES
+from luthier.run.foreign_values import FOREIGN_VALUES
 
 COMMAND = "python scripts/docs/write.py"
 

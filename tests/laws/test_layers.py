@@ -59,6 +59,7 @@ LIGHT = (
     "run/explain.py",
     "run/fields.py",
     "run/foreign_names.py",
+    "run/foreign_values.py",
     "run/schema.py",
     "run/yaml_lines.py",
 )

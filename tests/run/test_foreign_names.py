@@ -7,7 +7,8 @@ import pytest
 from luthier.core.component import kinds
 from luthier.data.spec import DataSpec
 from luthier.run.config import ModelSpec, Recipe
-from luthier.run.foreign_names import FOREIGN_NAMES, FOREIGN_VALUES
+from luthier.run.foreign_names import FOREIGN_NAMES
+from luthier.run.foreign_values import FOREIGN_VALUES
 
 PARTS = {"model": ModelSpec, "data": DataSpec}
 

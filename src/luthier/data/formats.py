@@ -227,9 +227,11 @@ def _refuse_other_objectives(present: Sequence[str], where: str) -> None:
     for good, bad in (("chosen", "rejected"), ("chosen_messages", "rejected_messages")):
         if good in present and bad in present:
             what = f'These are preference pairs (columns "{good}" and "{bad}"), which sft and lm cannot use.'
-            remedy = f'to train on the better answers only, write rows of prompt and answer from "{good}"'
+            remedy = "to learn which answer is better: objective: dpo; "
+            only = f'to train on the better answers only, write rows of prompt and answer from "{good}"'
             if "prompt" in present:
-                remedy = f"to train on the better answers only: columns: {{prompt: prompt, answer: {good}}}"
+                only = f"to train on the better answers only: columns: {{prompt: prompt, answer: {good}}}"
+            remedy += only
             raise DataError(Problem(what, where, remedy))
     label = next((c for c in LABELS if c in present), None)
     text = next((c for c in LABELLED_TEXTS if c in present), None)

@@ -11,7 +11,8 @@ from luthier.core.component import Component, kinds
 from luthier.core.errors import Problem, did_you_mean
 from luthier.run.draft import Draft
 from luthier.run.fields import choices, describe, field_at, is_optional, item_annotation
-from luthier.run.foreign_names import FOREIGN_NAMES, FOREIGN_VALUES
+from luthier.run.foreign_names import FOREIGN_NAMES
+from luthier.run.foreign_values import FOREIGN_VALUES
 from luthier.run.yaml_lines import KeyPath
 
 if TYPE_CHECKING:

@@ -53,7 +53,8 @@ _DTYPE = Foreign("dtype", "write `dtype: bfloat16`, or leave it out and the mach
 _QUANTIZED = Foreign("method", "write `method: qlora`, or `method: {kind: qlora, bits: 8}`")
 _ONE_DEVICE = _nothing("remove it: this version trains on one device")
 _ATTENTION = _nothing("remove it: packed attention is exact on every machine and needs no setting")
-_ONE_OBJECTIVE = _nothing("remove it: this version has the objectives that `objective` lists")
+_IN_OBJECTIVE = "write it in the long form of the objective: objective: {{kind: dpo, {key}: …}}"
+_OBJECTIVES = "write `objective: sft` (answers), lm (raw text), dpo, kto, orpo, simpo, reward, ppo or grpo"
 _CHECKPOINTING = Foreign(
     "gradient_checkpointing", "write `gradient_checkpointing: true`; every model uses the non-reentrant form"
 )
@@ -183,16 +184,37 @@ FOREIGN_NAMES: dict[str, Foreign] = {
     "bnb_4bit_quant_type": _QUANTIZED,
     "bnb_4bit_compute_dtype": _QUANTIZED,
     # objective
-    "stage": Foreign("objective", "write `objective: sft` (answers) or `objective: lm` (raw text, LLaMA-Factory's pt)"),
-    "rlhf_type": Foreign("objective", "write `objective: sft` or `objective: lm`"),
-    "task": Foreign("objective", "write `objective: sft` or `objective: lm`"),
+    "stage": Foreign("objective", _OBJECTIVES),
+    "rlhf_type": Foreign("objective", _OBJECTIVES),
+    "task": Foreign("objective", _OBJECTIVES),
     "do_train": _nothing("remove it: `luthier train` trains, `luthier eval` measures"),
     "do_eval": _nothing("remove it: rows are measured whenever eval_data, eval_fraction or evaluate is given"),
     "loss": Foreign("objective", "write `objective: sft` or `objective: lm`"),
-    "loss_type": Foreign("objective", "write `objective: sft` or `objective: lm`"),
-    "rl": _ONE_OBJECTIVE,
-    "pref_beta": _ONE_OBJECTIVE,
-    "beta": _ONE_OBJECTIVE,
+    "loss_type": Foreign("objective.loss", _IN_OBJECTIVE.format(key="loss")),
+    "pref_loss": Foreign("objective.loss", _IN_OBJECTIVE.format(key="loss")),
+    "rl": Foreign("objective", _OBJECTIVES),
+    "pref_beta": Foreign("objective.beta", _IN_OBJECTIVE.format(key="beta")),
+    "rl_beta": Foreign("objective.beta", _IN_OBJECTIVE.format(key="beta")),
+    "beta": Foreign("objective.beta", _IN_OBJECTIVE.format(key="beta")),
+    "label_smoothing": Foreign("objective.label_smoothing", _IN_OBJECTIVE.format(key="label_smoothing")),
+    "simpo_gamma": Foreign("objective.gamma", "write `objective: {kind: simpo, gamma: …}`"),
+    "orpo_alpha": Foreign("objective.beta", "write `objective: {kind: orpo, beta: …}`"),
+    "kto_desirable_weight": Foreign(
+        "objective.desirable_weight", "write `objective: {kind: kto, desirable_weight: …}`"
+    ),
+    "kto_chosen_weight": Foreign(
+        "objective.desirable_weight", "write `objective: {kind: kto, desirable_weight: …}`"
+    ),
+    "kto_undesirable_weight": Foreign(
+        "objective.undesirable_weight", "write `objective: {kind: kto, undesirable_weight: …}`"
+    ),
+    "kto_rejected_weight": Foreign(
+        "objective.undesirable_weight", "write `objective: {kind: kto, undesirable_weight: …}`"
+    ),
+    "rpo_alpha": Foreign("objective.sft_weight", "write `objective: {kind: dpo, sft_weight: …}`"),
+    "pref_ftx": Foreign("objective.sft_weight", "write `objective: {kind: dpo, sft_weight: …}`"),
+    "ref_model": _nothing("remove it: the reference is the model that training starts from"),
+    "precompute_ref_log_probs": _nothing("remove it: the reference's log-probabilities are always computed once"),
     "train_on_prompt": _REPLIES,
     "train_on_inputs": _REPLIES,
     "train_on_input": _REPLIES,
@@ -401,55 +423,3 @@ FOREIGN_NAMES: dict[str, Foreign] = {
     "special_tokens": _nothing("remove it: the tokenizer's own special tokens are used"),
     "<<": _nothing("write the keys out: merge keys are not read"),
 } | dict.fromkeys(_COLUMN_NAMES, _COLUMNS)
-
-_ROUNDS = "write `schedule: cosine`, linear or constant"
-FOREIGN_VALUES: dict[tuple[str, str], str] = {
-    ("method", "dora"): "write `method: {kind: lora, dora: true}`",
-    ("method", "rslora"): "write `method: {kind: lora, rslora: true}`",
-    ("method", "pissa"): "write `method: {kind: lora, init: pissa}`",
-    ("method", "loraplus"): "write `method: lora_plus`",
-    ("method", "houlsby"): "write `method: adapter`",
-    ("method", "bottleneck"): "write `method: adapter`",
-    ("method", "prefix_tuning"): "write `method: prefix`",
-    ("method", "prompt_tuning"): "write `method: prompt`",
-    ("method", "ptuning"): "write `method: p_tuning`, or p_tuning_v2 for prompts on every layer",
-    ("method", "freeze"): "write `method: {kind: layers, last: 2}`",
-    ("method", "frozen"): "write `method: {kind: layers, last: 2}`",
-    ("method", "none"): "write `method: full`",
-    ("method", "sft"): "sft is an objective: write `objective: sft`, and the method in `method: lora`",
-    ("objective", "pt"): "write `objective: lm`",
-    ("objective", "cpt"): "write `objective: lm`",
-    ("objective", "pretrain"): "write `objective: lm`",
-    ("objective", "pretraining"): "write `objective: lm`",
-    ("objective", "clm"): "write `objective: lm`",
-    ("objective", "causal_lm"): "write `objective: lm`",
-    ("objective", "lora"): "lora is a method: write `method: lora`",
-    ("optimizer", "adamw_torch"): "write `optimizer: adamw`",
-    ("optimizer", "adamw_torch_fused"): "write `optimizer: adamw`",
-    ("optimizer", "adamw_hf"): "write `optimizer: adamw`",
-    ("optimizer", "adamw_bnb_8bit"): "write `optimizer: adamw_8bit`",
-    ("optimizer", "adamw8bit"): "write `optimizer: adamw_8bit`",
-    ("optimizer", "paged_adamw_32bit"): "write `optimizer: paged_adamw`",
-    ("optimizer", "adam"): "write `optimizer: adamw`; with weight_decay: 0 it is Adam",
-    ("schedule", "constant_with_warmup"): "write `schedule: constant`; warmup_ratio warms it up",
-    ("schedule", "cosine_with_restarts"): _ROUNDS,
-    ("schedule", "cosine_with_min_lr"): "write `schedule: {kind: cosine, min_ratio: 0.1}`",
-    ("schedule", "polynomial"): _ROUNDS,
-    ("schedule", "inverse_sqrt"): _ROUNDS,
-    ("schedule", "none"): "write `schedule: constant`",
-    ("dtype", "bf16"): "write `dtype: bfloat16`",
-    ("dtype", "bf16-true"): "write `dtype: bfloat16`",
-    ("dtype", "bf16-mixed"): "write `dtype: bfloat16`",
-    ("dtype", "fp32"): "write `dtype: float32`",
-    ("dtype", "fp16"): "write `dtype: auto`; 16-bit floats overflow",
-    ("dtype", "float16"): "write `dtype: auto`; 16-bit floats overflow",
-    ("dtype", "16-mixed"): "write `dtype: auto`; 16-bit floats overflow",
-    ("train_on", "replies"): "write `train_on: assistant`",
-    ("train_on", "outputs"): "write `train_on: assistant`",
-    ("train_on", "completion"): "write `train_on: assistant`",
-    ("train_on", "inputs"): "write `train_on: all`",
-    ("format", "chatml"): "write `format: messages`",
-    ("format", "openai"): "write `format: messages`",
-    ("format", "chat_template"): "write `format: messages`",
-    ("format", "completion"): "write `format: text`",
-}

@@ -147,7 +147,12 @@ def _count_method(kind: str, model: PreTrainedModel, goal: Objective) -> MethodC
 
 
 def _classes(objective: Objective, draft: Draft, config: PreTrainedConfig) -> int | None:
-    """Return how many classes the data have; where there are no data yet, as many as the recipe or the config name."""
+    """Return how many numbers the head gives: one, or one for each class of the data.
+
+    Where there are no data yet there are as many classes as the recipe or the config name.
+    """
+    if objective.head == "value":
+        return 1
     if not isinstance(objective, Classify):
         return None
     found = examine(draft).classes
