@@ -20,7 +20,8 @@ LEVELS = (
     ("run",),
     ("federate", "device", "evaluate", "advise", "doctor", "export", "serve"),
     ("train",),
-    ("methods", "objectives", "optim", "rewards"),
+    ("methods", "objectives", "optim"),
+    ("rewards",),  # objectives hold rewards as fields
     ("models", "data"),
     ("core",),
 )
@@ -38,6 +39,7 @@ HOMES = {
     "mlflow": {"train", "run"},
     "tensorboard": {"train", "run"},
     "datasets": {"data"},
+    "httpx": {"rewards"},
 }
 
 # What reading a recipe, `--help` and `luthier check` must not wait for: inside functions only, in these places.
@@ -47,6 +49,7 @@ LIGHT = (
     "methods",
     "objectives",
     "optim",
+    "rewards",
     "data",
     "core/component.py",
     "core/errors.py",
