@@ -21,7 +21,7 @@ from luthier.core.errors import ModelError, Problem
 from luthier.core.logps import Head, logps, nll_sum
 from luthier.models import attention
 from luthier.models.leaner import SELECTED, is_unwatched, make_leaner, trim_last_block
-from luthier.models.loaded import PACKABLE_LAYERS, LoadedModel
+from luthier.models.loaded import LoadedModel, try_packing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -143,7 +143,7 @@ def _probe(model: CausalModel) -> None:
                     "would be wrong. Its head is of a kind that is not supported.",
                 )
             model.notes.append("The head is no plain matrix: its own projection is used (slower, exact).")
-        model.packs = _try_packing(model, examples, reference)
+        model.packs = try_packing(model, examples, lambda batch: _close(model, model.logps(batch), reference))
         _try_trimming(model, examples, reference)
 
 
@@ -157,23 +157,6 @@ def _try_trimming(model: CausalModel, examples: list[Example], reference: Tensor
     wanted = reference[torch.from_numpy(np.concatenate([e.weights[1:] > 0 for e in some])).to(reference.device)]
     ways = {False, model.packs}
     model.trims = all(_close(model, model.logps(collate(some, model.device, packed=p)), wanted) for p in ways)
-
-
-def _try_packing(model: CausalModel, examples: list[Example], reference: Tensor) -> bool:
-    config = model.module.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or PACKABLE_LAYERS)
-    before = config._attn_implementation
-    if kinds <= PACKABLE_LAYERS:
-        try:
-            attention.register()
-            model.module.set_attn_implementation(attention.NAME)
-            if _close(model, model.logps(collate(examples, model.device, packed=True)), reference):
-                return True
-        except (ValueError, TypeError, NotImplementedError, RuntimeError, AttributeError) as error:
-            model.notes.append(f"Packing is not possible with this architecture ({type(error).__name__}: {error}).")
-        model.module.set_attn_implementation(before or "eager")
-    model.notes.append("Sequences are padded instead of packed: this architecture cannot keep packed ones apart.")
-    return False
 
 
 def _close(model: CausalModel, ours: Tensor, reference: Tensor) -> bool:

@@ -22,7 +22,7 @@ from luthier.core.errors import ModelError, Problem
 from luthier.models import attention
 from luthier.models.heads import head_modules
 from luthier.models.leaner import make_leaner
-from luthier.models.loaded import PACKABLE_LAYERS, LoadedModel
+from luthier.models.loaded import LoadedModel, try_packing
 from luthier.models.pooling import pool, pooled_head
 
 if TYPE_CHECKING:
@@ -173,7 +173,9 @@ def probe_classifier(model: Classifier) -> None:
         if not model.is_decoder:
             model.notes.append("Sequences are padded instead of packed: an encoder attends to both sides.")
         elif model.splits:
-            model.packs = _packs(model, examples, torch.stack(states))
+            # Not the logits: a new head is small, and a sequence that sees another would hardly show in them.
+            own_SH = torch.stack(states)
+            model.packs = try_packing(model, examples, lambda b: _close(model, model.features(b).float(), own_SH))
 
 
 def _splits(model: Classifier, padded: Batch, own_SC: Tensor) -> bool:
@@ -181,24 +183,6 @@ def _splits(model: Classifier, padded: Batch, own_SC: Tensor) -> bool:
         return _close(model, model.from_features(model.features(padded)), own_SC)
     except (RuntimeError, TypeError, IndexError, AttributeError):  # a head with a shape of its own
         return False
-
-
-def _packs(model: Classifier, examples: list[Example], states_SH: Tensor) -> bool:
-    config = model.module.config.get_text_config()
-    before = config._attn_implementation
-    if set(getattr(config, "layer_types", None) or PACKABLE_LAYERS) <= PACKABLE_LAYERS:
-        try:
-            attention.register()
-            model.module.set_attn_implementation(attention.NAME)
-            # Not the logits: a new head is small, and a sequence that sees another would hardly show in them.
-            packed = model.features(collate(examples, model.device, packed=True))
-            if _close(model, packed.float(), states_SH):
-                return True
-        except (ValueError, TypeError, NotImplementedError, RuntimeError, AttributeError) as error:
-            model.notes.append(f"Packing is not possible with this architecture ({type(error).__name__}: {error}).")
-        model.module.set_attn_implementation(before or "eager")
-    model.notes.append("Sequences are padded instead of packed: this architecture cannot keep packed ones apart.")
-    return False
 
 
 def _close(model: Classifier, ours: Tensor, reference: Tensor) -> bool:

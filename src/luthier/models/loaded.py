@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from luthier.core.batch import Batch, Example, collate
+from luthier.models import attention
 from luthier.models.virtual_tokens import virtual_tokens
 
 if TYPE_CHECKING:
@@ -112,3 +113,25 @@ class LoadedModel:
                 yield
         finally:
             self.module.train(was_training)
+
+
+def try_packing(model: LoadedModel, examples: list[Example], is_right: Callable[[Batch], bool]) -> bool:
+    """Return whether packed sequences stay apart, and leave the model with the attention that is right for it.
+
+    Args:
+        examples: a few short sequences.
+        is_right: whether the model gives for a packed batch of them what it gives for each alone.
+    """
+    config = model.module.config.get_text_config()
+    before = config._attn_implementation
+    if set(getattr(config, "layer_types", None) or PACKABLE_LAYERS) <= PACKABLE_LAYERS:
+        try:
+            attention.register()
+            model.module.set_attn_implementation(attention.NAME)
+            if is_right(collate(examples, model.device, packed=True)):
+                return True
+        except (ValueError, TypeError, NotImplementedError, RuntimeError, AttributeError) as error:
+            model.notes.append(f"Packing is not possible with this architecture ({type(error).__name__}: {error}).")
+        model.module.set_attn_implementation(before or "eager")
+    model.notes.append("Sequences are padded instead of packed: this architecture cannot keep packed ones apart.")
+    return False
