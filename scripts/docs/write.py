@@ -7,6 +7,8 @@ from pathlib import Path
 import names_page
 import recipe_page
 
+from luthier.cli.cards import objectives_page
+
 DOCS = Path(__file__).parents[2] / "docs"
 
 
@@ -16,6 +18,8 @@ def pages() -> dict[str, str]:
         "recipe.md": recipe_page.page(recipe_page.ENGLISH),
         "recipe.zh-CN.md": recipe_page.page(recipe_page.CHINESE, recipe_page.chinese_texts()),
         "coming-from.md": names_page.page(),
+        "objectives.md": objectives_page("en"),
+        "objectives.zh-CN.md": objectives_page("zh"),
     }
 
 

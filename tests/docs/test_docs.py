@@ -221,5 +221,17 @@ def test_the_rows_on_the_page_of_data_are_recognised_as_it_says(tmp_path: Path) 
         assert load_records(DataSpec(path=str(path)), objective="lm" if name == "text" else "sft").format == name
 
 
+def test_the_judged_rows_on_the_page_of_data_are_recognised_as_it_says(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^### [\w ]+: `(\w+)`$.*?^```jsonl\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    assert {name for name, _ in blocks} == {"preference", "rated", "prompt"}
+    for name, rows in blocks:
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text(rows, encoding="utf-8")
+        for line, row in enumerate(rows.splitlines()):
+            path.write_text(row, encoding="utf-8")
+            assert load_records(DataSpec(path=str(path)), objective=name).format == name, f"{name} {line}"  # type: ignore[arg-type]
+
+
 def test_the_changelog_speaks_of_this_version() -> None:
     assert f"## [{luthier.__version__}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")

@@ -97,15 +97,15 @@ def card_of(family: str, kind: str, language: str = "en") -> Card:
 
 
 def _about(component: type[Method | Objective]) -> dict[str, str]:
-    """Return what a method says beyond an objective; for an objective, the same keys without text."""
+    """Return what a component says beyond its title; what only methods have is empty for an objective."""
     is_method = issubclass(component, Method)
     return {
         "principle": component.principle if is_method else "",
-        "equation": component.equation if is_method else "",
+        "equation": component.equation,
         "moves": component.moves if is_method else "",
         "typical_share": component.typical_share if is_method else "",
-        "when": component.when if is_method else "",
-        "when_not": component.when_not if is_method else "",
+        "when": component.when,
+        "when_not": component.when_not,
     }
 
 
@@ -197,9 +197,15 @@ def _example(component: type[Method | Objective], kind: str) -> str:
         "model": "starter",
         "method": ("{" + inner + "}" if chosen else kind) if is_method else "lora",
         **({"objective": objective} if objective != "sft" or not is_method else {}),
-        "data": "starter:feelings" if objective == "classify" else "starter:quickstart",
+        "data": _data_for(objective),
     }
     return "".join(f"{key}: {value}\n" for key, value in lines.items())
+
+
+def _data_for(objective: str) -> str:
+    chosen = component_class("objective", objective)
+    assert issubclass(chosen, Objective)
+    return chosen.example_data
 
 
 # ---------------------------------------------------------------------- pages of the manual
@@ -219,6 +225,9 @@ _ENGLISH = {
     "none": "None.",
     "header": "| key | default | values | what it does |",
     "example": "A recipe",
+    "objectives": "Objectives",
+    "objectives_lead": "Towards what a model is trained. One word of the recipe: `objective: dpo`. "
+    "What rows look like for each: [data](data.md).",
     "index": "Methods",
     "index_lead": "What is trained. To change the method, change one word of the recipe: `method: lora`.",
     "index_header": "| method | what moves | share | when |",
@@ -238,6 +247,8 @@ _CHINESE = {
     "none": "无。",
     "header": "| 键 | 默认值 | 取值 | 作用 |",
     "example": "配方示例",
+    "objectives": "训练目标",
+    "objectives_lead": "朝什么方向训练。配方中的一个词：`objective: dpo`。每种目标需要的数据格式见 [data](data.md)。",
     "index": "微调方法",
     "index_lead": "训练什么。要换方法，只需改配方中的一个词：`method: lora`。",
     "index_header": "| 方法 | 训练什么 | 占比 | 何时使用 |",
@@ -279,6 +290,28 @@ def markdown(card: Card, words: Mapping[str, str]) -> str:
     else:
         lines += [words["none"]]
     lines += ["", f"## {words['example']}", "```yaml", card.example.rstrip(), "```", ""]
+    return "\n".join(lines)
+
+
+def objectives_page(language: str) -> str:
+    """Return the page of all objectives, in English ("en") or Chinese ("zh")."""
+    words = _ENGLISH if language == "en" else _CHINESE
+    command = "python scripts/docs/write.py"
+    lines = [f"<!-- Written by `{command}` from the classes; change the classes. -->", f"# {words['objectives']}", ""]
+    lines += [words["other"].format(kind="objectives"), "", words["objectives_lead"], ""]
+    for card in cards("objective", language):
+        lines += [f"## {card.title}: `{card.kind}`", card.summary, ""]
+        if card.paper:
+            lines += [_ARXIV.sub(r"[arXiv:\1](https://arxiv.org/abs/\1)", card.paper), ""]
+        if card.equation:
+            lines += ["```text", card.equation, "```", ""]
+        lines += [f"- {words[key]}: {text}" for key, text in (("when", card.when), ("when_not", card.when_not)) if text]
+        lines += [""] if card.when else []
+        if card.fields:
+            lines += [words["header"], "|---|---|---|---|"]
+            lines += [f"| `{f.name}` | `{f.default}` | {_cell(f.values)} | {_cell(f.advice)} |" for f in card.fields]
+            lines += [""]
+        lines += ["```yaml", card.example.rstrip(), "```", ""]
     return "\n".join(lines)
 
 

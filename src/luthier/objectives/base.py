@@ -50,6 +50,12 @@ class Objective(Component):
     title: ClassVar[str]
     summary: ClassVar[str]
     paper: ClassVar[str] = ""
+    equation: ClassVar[str] = ""
+    when: ClassVar[str] = ""
+    when_not: ClassVar[str] = ""
+    example_data: ClassVar[str] = "starter:quickstart"
+    """Data that ship with Luthier and fit this objective, for the card's recipe."""
+
     zh: ClassVar[dict[str, str]] = {}
     data_form: ClassVar[DataForm] = "conversation"
     """What rows are turned into: raw text trained throughout, conversations with supervised spans, texts with a class,

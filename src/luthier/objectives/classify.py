@@ -34,9 +34,14 @@ class Classify(Objective):
     title: ClassVar[str] = "Classification"
     summary: ClassVar[str] = "Learn the class of a text, with a new head on the model."
     paper: ClassVar[str] = "Howard & Ruder 2018, Universal Language Model Fine-tuning, arXiv:1801.06146"
+    when: ClassVar[str] = "Each text belongs to a class, and rows with their classes are there."
+    when_not: ClassVar[str] = "Answers are to be written in words: sft."
+    example_data: ClassVar[str] = "starter:feelings"
     zh: ClassVar[dict[str, str]] = {
         "title": "文本分类",
         "summary": "在模型上加一个新的分类头，学习文本（或文本对）的类别。",
+        "when": "每段文本属于某个类别，并且有带类别的数据。",
+        "when_not": "答案需要写成文字：用 sft。",
         "names": "当数据中的标签是数字时，给它们起的名字：{0: 负面, 1: 正面}。名字会写进模型的 config。",
         "class_weights": "训练时每个类别的样本各算多少：balanced 让稀少的类别与常见的类别同样重要；也可按类别顺序给出一列数。评测时每个样本总是只算一次。",
         "label_smoothing": "把目标概率的这一份额均匀分给所有类别。标签有噪声时取 0.1 可避免模型过于自信；评测时不使用。",

@@ -48,9 +48,17 @@ class Dpo(Objective):
     title: ClassVar[str] = "Direct preference optimisation"
     summary: ClassVar[str] = "Learn which of two answers is better, without a reward model."
     paper: ClassVar[str] = "Rafailov et al. 2023, Direct Preference Optimization, arXiv:2305.18290"
+    equation: ClassVar[str] = "−log σ(β·[(log π(y⁺) − log π₀(y⁺)) − (log π(y⁻) − log π₀(y⁻))]),  ln 2 at the start"
+    when: ClassVar[str] = "You have pairs of answers, and a model that was fine-tuned on instructions already."
+    when_not: ClassVar[str] = (
+        "The model has never seen the kind of answer that is wanted: sft first. Or only single answers were rated: kto."
+    )
+    example_data: ClassVar[str] = "starter:preferences"
     zh: ClassVar[dict[str, str]] = {
         "title": "直接偏好优化（DPO）",
         "summary": "从“较好/较差”的成对回答中学习，不需要奖励模型。",
+        "when": "有成对的回答，而且模型已经过指令微调。",
+        "when_not": "模型从未见过想要的那类回答：先做 sft。只有单个回答的评价：用 kto。",
         "loss": "sigmoid 即 DPO 本身；ipo 不会把间隔推向无穷；hinge 到达间隔即止；robust 校正一部分标反的样本（label_smoothing）。",
         "beta": "把模型拉在起点附近的力度：越小，允许走得越远。",
         "label_smoothing": "认为标反了的样本比例：sigmoid 变为保守 DPO，robust 需要它。",

@@ -42,9 +42,17 @@ class Kto(Objective):
     title: ClassVar[str] = "Kahneman-Tversky optimisation"
     summary: ClassVar[str] = "Learn from answers that were found good or bad, without pairs."
     paper: ClassVar[str] = "Ethayarajh et al. 2024, KTO, arXiv:2402.01306"
+    equation: ClassVar[str] = (
+        "w·(1 − σ(±β·(log π(y) − log π₀(y) − z))),  z = the mean drift of other answers, 0.5 at the start"
+    )
+    when: ClassVar[str] = "Answers were rated one by one (thumbs up or down), with more of one kind than of the other."
+    when_not: ClassVar[str] = "There are true pairs of answers to the same prompts: dpo learns more from them."
+    example_data: ClassVar[str] = "starter:preferences"
     zh: ClassVar[dict[str, str]] = {
         "title": "卡尼曼-特沃斯基优化（KTO）",
         "summary": "从单个被判为好或坏的回答中学习，不需要成对数据。",
+        "when": "回答是逐个被评价的（点赞或点踩），好坏数量可以不等。",
+        "when_not": "同一提示有成对的回答：dpo 从中学到的更多。",
         "beta": "把模型拉在起点附近的力度：越小，允许走得越远。",
         "desirable_weight": "好回答算多少。好回答稀少时应调高，使两边“权重×数量”相当（比值 1 到 4/3）。",
         "undesirable_weight": "坏回答算多少。",

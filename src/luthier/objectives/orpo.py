@@ -30,9 +30,15 @@ class Orpo(Objective):
     title: ClassVar[str] = "Odds ratio preference optimisation"
     summary: ClassVar[str] = "Learn the better answer and its odds over the worse one at once, without a reference."
     paper: ClassVar[str] = "Hong et al. 2024, ORPO, arXiv:2403.07691"
+    equation: ClassVar[str] = "−log p̄(y⁺) + λ·(−log σ(log odds(y⁺) − log odds(y⁻)))"
+    when: ClassVar[str] = "A base model is to learn the answers and the preference in one stage."
+    when_not: ClassVar[str] = "The model answers well already: then dpo moves it less."
+    example_data: ClassVar[str] = "starter:preferences"
     zh: ClassVar[dict[str, str]] = {
         "title": "优势比偏好优化（ORPO）",
         "summary": "一步之内既学习较好的回答，又学习它相对较差回答的优势比，不需要参考模型。",
+        "when": "想在一个阶段内让基座模型同时学会回答与偏好。",
+        "when_not": "模型已经答得不错：这时 dpo 对它的改动更小。",
         "beta": "优势比相对于较好回答的似然所占的比重（论文中的 λ）。",
     }
     data_form: ClassVar[DataForm] = "preference"

@@ -31,9 +31,17 @@ class Reward(Objective):
     title: ClassVar[str] = "Reward model"
     summary: ClassVar[str] = "Learn to score answers from pairs of a better and a worse one."
     paper: ClassVar[str] = "Ouyang et al. 2022, Training language models to follow instructions, arXiv:2203.02155"
+    equation: ClassVar[str] = "−log σ(r(y⁺) − r(y⁻) − m)"
+    when: ClassVar[str] = (
+        "Answers are to be scored: for ppo and grpo, for choosing the best of several, for filtering data."
+    )
+    when_not: ClassVar[str] = "The policy is all that is wanted: dpo needs no reward model."
+    example_data: ClassVar[str] = "starter:preferences"
     zh: ClassVar[dict[str, str]] = {
         "title": "奖励模型",
         "summary": "从“较好/较差”的成对回答中学习给回答打分。",
+        "when": "需要给回答打分：用于 ppo 与 grpo、从多个回答中择优、或筛选数据。",
+        "when_not": "只想得到策略模型：dpo 不需要奖励模型。",
         "center_rewards_coefficient": "把每对回答的平均奖励拉向零的力度，常用 0.01。分差不受影响。",
     }
     data_form: ClassVar[DataForm] = "preference"

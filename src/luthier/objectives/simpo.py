@@ -31,9 +31,17 @@ class Simpo(Objective):
     title: ClassVar[str] = "Simple preference optimisation"
     summary: ClassVar[str] = "Learn which of two answers is better by mean log-probability, without a reference."
     paper: ClassVar[str] = "Meng et al. 2024, SimPO, arXiv:2405.14734"
+    equation: ClassVar[str] = "−log σ(β·(log π(y⁺)/|y⁺| − log π(y⁻)/|y⁻|) − γ),  softplus(γ) where both are equal"
+    when: ClassVar[str] = (
+        "Memory or time for a reference pass is short, or answers of very different length are compared."
+    )
+    when_not: ClassVar[str] = "The model must stay near its start: nothing holds it there."
+    example_data: ClassVar[str] = "starter:preferences"
     zh: ClassVar[dict[str, str]] = {
         "title": "简单偏好优化（SimPO）",
         "summary": "以回答的平均对数概率为奖励学习偏好，不需要参考模型。",
+        "when": "没有内存或时间做参考模型的前向计算，或要比较长度悬殊的回答。",
+        "when_not": "模型必须留在起点附近：这里没有任何约束。",
         "beta": "平均对数概率之差算多少。",
         "gamma": "较好回答应当胜出的间隔，以奖励为单位。",
     }
