@@ -16,7 +16,7 @@ import luthier
 from luthier.core.component import Component, StageFacts, component_class, kinds
 from luthier.core.errors import RecipeError
 
-FAMILIES = ["method", "objective", "optimizer", "schedule"]
+FAMILIES = ["method", "objective", "optimizer", "schedule", "reward"]
 MEMBERS = [(family, kind) for family in FAMILIES for kind in kinds(family)]
 # Values other than the defaults, so that a round trip that loses something is seen.
 UNUSUAL = {
@@ -38,6 +38,14 @@ UNUSUAL = {
     ("schedule", "slanted_triangular"): {"cut_frac": 0.2, "ratio": 10.0},
     ("schedule", "cosine"): {"min_ratio": 0.25},
     ("schedule", "linear"): {"min_ratio": 0.5},
+    ("reward", "exact_match"): {"column": "truth", "ignore_case": True},
+    ("reward", "regex"): {"pattern": "a+", "full": True, "match": 2.0, "no_match": -1.0},
+    ("reward", "length"): {"at_most": 80, "at_least": 10, "slack": 20},
+    ("reward", "function"): {"path": "rewards.py:score"},
+    ("reward", "model"): {"path": "runs/reward"},
+    ("reward", "logprob"): {"path": "starter", "rubric": "rubric.md", "yes": "good", "no": "bad"},
+    ("reward", "judge"): {"endpoint": "http://127.0.0.1:8000/v1", "model": "judge", "rubric": "rubric.md", "high": 5.0},
+    ("reward", "sum"): {"parts": ["exact_match", {"kind": "length", "at_most": 80}], "weights": [1.0, 0.5]},
 }
 
 

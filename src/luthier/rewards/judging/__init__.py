@@ -1,0 +1,1 @@
+"""Asking a model for its judgement: the endpoint, the journal of what was answered, the questions."""
