@@ -1,0 +1,91 @@
+"""`luthier doctor DATA`: what is wrong with a data set, where, and how to mend it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from luthier.cli.layout import Cell, print_facts, print_heading, print_table
+from luthier.cli.messages import print_json, stderr, stdout
+from luthier.core.errors import Problem, UserError
+from luthier.core.rundir import write_atomic
+from luthier.data.spec import DataSpec
+from luthier.doctor.examine import Diagnosis, examine
+from luthier.doctor.fix import Fixed, write_fixed
+from luthier.doctor.page import page
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+SHOWN_OF_A_KIND = 3
+_COLOURS = {"error": "red", "warning": "yellow", "note": "dim"}
+
+
+def run(
+    data: str,
+    evaluation: str | None = None,
+    fix: Path | None = None,
+    html: Path | None = None,
+    max_length: int | None = None,
+    json: bool = False,
+) -> None:
+    """Examine a data set, print what was found, and write what was asked for.
+
+    Raises:
+        DataError: there are no such data, or they fit no known format.
+        UserError: the place of the cleaned copy is that of the data.
+    """
+    spec = DataSpec(path=data)
+    if fix is not None and fix.exists() and Path(data).exists() and fix.samefile(data):
+        raise UserError(Problem("The cleaned copy would overwrite the data.", str(fix), "give --fix another name"))
+    console = stderr()
+    with console.status("reading …") as status:
+        found = examine(
+            spec,
+            DataSpec(path=evaluation) if evaluation is not None else None,
+            max_length=max_length,
+            progress=lambda rows: status.update(f"{rows:,} rows"),
+        )
+    fixed = write_fixed(spec, found, fix) if fix is not None else None
+    if html is not None:
+        write_atomic(html, page(found, data))
+    if json:
+        print_json({**found.as_dict(), **({"fixed": _fixed(fixed)} if fixed is not None else {})})
+        return
+    _show(stdout(), found, data, fixed, html)
+
+
+def _fixed(fixed: Fixed) -> dict[str, object]:
+    return {"path": str(fixed.path), "log": str(fixed.log), "kept": fixed.kept, "left_out": dict(fixed.left_out)}
+
+
+def _show(console: Console, found: Diagnosis, data: str, fixed: Fixed | None, html: Path | None) -> None:
+    facts: list[tuple[str, Cell]] = [
+        ("data", f"{found.rows:,} rows of {data}, read as {found.format}"),
+        ("looked for", ", ".join(found.looked_for)),
+    ]
+    if found.scripts:
+        total = found.scripts.total()
+        facts.append(("written in", ", ".join(f"{n} {c / total:.0%}" for n, c in found.scripts.most_common(4))))
+    print_facts(console, facts)
+    if not found.findings:
+        console.print("\nNothing was found.", style="green")
+    for kind, count in found.counts.most_common():
+        here = [finding for finding in found.findings if finding.kind == kind]
+        print_heading(console, f"{kind.replace('_', ' ')}: {count:,}")
+        rows: list[list[Cell]] = []
+        for finding in here[:SHOWN_OF_A_KIND]:
+            where = f"{finding.file}:{finding.line}" if finding.line else finding.file or data
+            rows.append([(where, _COLOURS[finding.severity]), finding.message])
+        print_table(console, ["", ""], rows)
+        more = f" ({count - len(rows):,} more)" if count > len(rows) else ""
+        console.print(f"  → {here[0].remedy}{more}", style="dim")
+    console.print()
+    if fixed is not None:
+        out = ", ".join(f"{count:,} {kind.replace('_', ' ')}" for kind, count in fixed.left_out.most_common())
+        left = f" and left out {fixed.left_out.total():,} ({out})" if out else ""
+        console.print(f"{fixed.path}: kept {fixed.kept:,} rows{left}; {fixed.log} has each of them with the reason")
+    elif any(finding.removes for finding in found.findings):
+        console.print("luthier doctor DATA --fix OUT writes a cleaned copy, and what went and why", style="dim")
+    if html is not None:
+        console.print(str(html))
