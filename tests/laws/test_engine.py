@@ -198,6 +198,9 @@ class Cramped:
     def count(self, batch: Batch) -> float:
         return batch.count
 
+    def build_state(self, model: LanguageModel) -> None:
+        return None
+
     def loss_sum(self, model: LanguageModel, batch: Batch) -> LossSum:
         total = model.nll_sum(batch)
         if len(batch.lengths) > self.most and max(batch.lengths) > 12:

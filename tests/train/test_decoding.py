@@ -125,3 +125,12 @@ def test_a_model_that_keeps_no_keys_and_values_is_left_to_transformers(
     assert [a.logps for a in group] == [None] * 3
     assert all(isinstance(a.tokens, np.ndarray) for a in group)
     assert Example(group[0].tokens, np.ones(len(group[0].tokens), dtype=np.float32))
+
+
+def test_tokens_that_the_generation_config_suppresses_are_never_drawn(loaded: Loaded) -> None:
+    model = loaded("llama")
+    free = generate(model, PROMPTS, Sampling(NEW))
+    model.module.generation_config.suppress_tokens = [free[0][0]]
+    assert all(free[0][0] not in answer for answer in generate(model, PROMPTS, Sampling(NEW)))
+    model.module.generation_config.no_repeat_ngram_size = 2
+    assert not decoding.decodes(model)

@@ -11,7 +11,7 @@ Shape legend: M supervised positions, C rows of a chunk, H hidden size, V vocabu
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -48,6 +48,13 @@ class Head:
     project: Callable[[Tensor], Tensor] | None = None
     adds_to_grad: bool = False
     upstream: float | None = None
+
+    def at(self, temperature: float) -> Head:
+        """Return the head whose logits are divided by a temperature."""
+        if temperature == 1.0:
+            return self
+        softcap = None if self.softcap is None else self.softcap / temperature
+        return replace(self, scale=self.scale / temperature, softcap=softcap)
 
     def logits(self, hidden_CH: Tensor) -> Tensor:
         """Return float32 logits (C, V); differentiable. For sampling and for heads with a projection of their own."""
@@ -89,6 +96,20 @@ def _projected_logps(hidden_MH: Tensor, head: Head, targets_M: Tensor) -> Tensor
     parts = [
         checkpoint(chunk_logps, hidden_MH[rows], targets_M[rows], use_reentrant=False)
         for rows in _chunks(len(targets_M), head.weight_VH.shape[0])
+    ]
+    return torch.cat(parts) if parts else hidden_MH.sum(1).float()
+
+
+def entropies(hidden_MH: Tensor, head: Head) -> Tensor:
+    """Return the entropy of the next token in nats, (M,) float32, differentiable in hidden states and head."""
+
+    def chunk_entropies(hidden_CH: Tensor) -> Tensor:
+        logps_CV = head.logits(hidden_CH).log_softmax(-1)
+        return -(logps_CV.exp() * logps_CV).sum(-1)
+
+    parts = [
+        checkpoint(chunk_entropies, hidden_MH[rows], use_reentrant=False)
+        for rows in _chunks(len(hidden_MH), head.weight_VH.shape[0])
     ]
     return torch.cat(parts) if parts else hidden_MH.sum(1).float()
 

@@ -9,6 +9,9 @@ Shape legend: B rows, T positions, N = B·T, M supervised positions, S sequences
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -17,8 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from luthier.core.batch import Batch, Example, collate
+from luthier.core.divergence import Beliefs, Way, divergence_sum
 from luthier.core.errors import ModelError, Problem
-from luthier.core.logps import Head, logps, nll_sum
+from luthier.core.logps import Head, entropies, logps, nll_sum
 from luthier.models import attention
 from luthier.models.leaner import SELECTED, is_unwatched, make_leaner, trim_last_block
 from luthier.models.loaded import LoadedModel, try_packing
@@ -27,15 +31,33 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+@dataclass(frozen=True)
+class Predictions:
+    """What a pass says of each supervised target, (M,) float32 each.
+
+    Attributes:
+        logps: log p of the target.
+        entropies: of the distribution that it is drawn from, if asked for.
+        values: what the critic expects from there on, if there is one.
+    """
+
+    logps: Tensor
+    entropies: Tensor | None
+    values: Tensor | None
+
+
 @dataclass
 class CausalModel(LoadedModel):
     """A model that writes text.
 
     Attributes:
         plain_head: the head is softcap(scale·(h·Wᵀ+b)); otherwise the model's own projection is used.
+        teacher: the model that an objective learns from, where it learns from one.
     """
 
     plain_head: bool = True
+    teacher: CausalModel | None = None
+    _shared: tuple[Batch, Tensor | None] | None = None
 
     @property
     def head(self) -> Head:
@@ -47,6 +69,23 @@ class CausalModel(LoadedModel):
 
     def supervised(self, batch: Batch) -> Tensor:
         """Return the last hidden states where a supervised token is predicted, (M, H)."""
+        if self._shared is None or self._shared[0] is not batch:
+            return self._supervised(batch)
+        if self._shared[1] is None:
+            self._shared = (batch, self._supervised(batch))
+        assert self._shared[1] is not None
+        return self._shared[1]
+
+    @contextmanager
+    def sharing(self, batch: Batch) -> Iterator[None]:
+        """Run the body with one forward pass of the batch for all that is asked of it."""
+        self._shared = (batch, None)
+        try:
+            yield
+        finally:
+            self._shared = None
+
+    def _supervised(self, batch: Batch) -> Tensor:
         if not self.trims:
             return self.hidden(batch).index_select(0, batch.select_M)
         hidden = self._backbone(batch, {SELECTED: batch.select_M})
@@ -65,17 +104,54 @@ class CausalModel(LoadedModel):
         hidden = out.last_hidden_state
         return hidden.reshape(-1, hidden.shape[-1])
 
+    def beliefs(self, batch: Batch, head: Head | None = None) -> Beliefs:
+        """Return what the model expects at the supervised positions, as numbers that stay when it is trained on.
+
+        Args:
+            head: what `frozen_head` gave before, if it was asked already.
+        """
+        with self.evaluating():
+            return Beliefs(self.supervised(batch), head or self.frozen_head())
+
+    def frozen_head(self) -> Head:
+        """Return the head as it is now; a trained one is copied."""
+        head = self.head
+        if head.project is not None:
+            layer = copy.deepcopy(self.module.get_output_embeddings()).requires_grad_(False)  # type: ignore[union-attr]
+            return replace(head, weight_VH=head.weight_VH.detach(), project=layer, adds_to_grad=False)
+        weight, bias = (
+            t.detach().clone() if t is not None and t.requires_grad else t for t in (head.weight_VH, head.bias_V)
+        )
+        assert weight is not None
+        return replace(head, weight_VH=weight, bias_V=bias, adds_to_grad=False, upstream=None)
+
+    def divergence_sum(self, batch: Batch, other: Beliefs, way: Way, temperature: float = 1.0) -> Tensor:
+        """Return Σ w·D between another's beliefs and this model's over the supervised positions, a float32 scalar."""
+        mine = Beliefs(self.supervised(batch), replace(self.head, upstream=None))
+        with self.computing():
+            return divergence_sum(mine.at(temperature), other.at(temperature), batch.weights_M, way)
+
     def nll_sum(self, batch: Batch) -> Tensor:
         """Return Σ w·(−log p) over the supervised positions, a float32 scalar."""
         hidden_MH = self.supervised(batch)
         with self.computing():
             return nll_sum(hidden_MH, self.head, batch.targets_M, batch.weights_M)
 
-    def logps(self, batch: Batch) -> Tensor:
-        """Return log p of each supervised target, (M,) float32."""
+    def logps(self, batch: Batch, temperature: float = 1.0) -> Tensor:
+        """Return log p of each supervised target, (M,) float32, with logits divided by the temperature."""
         hidden_MH = self.supervised(batch)
         with self.computing():
-            return logps(hidden_MH, self.head, batch.targets_M)
+            return logps(hidden_MH, self.head.at(temperature), batch.targets_M)
+
+    def predictions(self, batch: Batch, temperature: float = 1.0, with_entropies: bool = False) -> Predictions:
+        """Return what one pass says of each supervised target, logits divided by the temperature."""
+        hidden_MH = self.supervised(batch)
+        head = self.head.at(temperature)
+        with self.computing():
+            logps_M = logps(hidden_MH, head, batch.targets_M)
+            entropies_M = entropies(hidden_MH, head) if with_entropies else None
+        values_M = None if self.critic is None else self.critic(hidden_MH.float())
+        return Predictions(logps_M, entropies_M, values_M)
 
 
 def find_head(module: PreTrainedModel, plain: bool = True) -> Head:

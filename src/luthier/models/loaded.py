@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from luthier.core.batch import Batch, Example, collate
 from luthier.models import attention
@@ -38,6 +38,7 @@ class LoadedModel:
         prefix: frozen blocks whose states are kept, where a run keeps them.
         upstream: what the next loss is multiplied by before it is differentiated, where the engine knows it.
         trims: the last block can leave out positions that predict nothing supervised.
+        critic: gives the values (M,) of hidden states (M, H), where an objective trains one.
     """
 
     module: PreTrainedModel
@@ -51,6 +52,7 @@ class LoadedModel:
     prefix: FrozenPrefix | None = None
     upstream: float | None = None
     trims: bool = False
+    critic: nn.Module | None = None
 
     @property
     def device(self) -> torch.device:
@@ -82,7 +84,7 @@ class LoadedModel:
         """Return Σ w·(−log p) over the supervised positions, for models that write text."""
         raise NotImplementedError(f"{type(self.module).__name__} predicts no tokens")
 
-    def logps(self, batch: Batch) -> Tensor:
+    def logps(self, batch: Batch, temperature: float = 1.0) -> Tensor:
         """Return log p of each supervised target, for models that write text."""
         raise NotImplementedError(f"{type(self.module).__name__} predicts no tokens")
 

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 from luthier.core.component import Component
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from luthier.core.batch import Batch, Example
+    from luthier.models.causal import Predictions
+    from luthier.models.loaded import LoadedModel
 
 Groups = Callable[[Sequence["Example"]], list[list["Example"]]]
 """Cuts the examples of a step into micro-batches."""
@@ -27,7 +29,9 @@ class LanguageModel(Protocol):
 
     def nll_sum(self, batch: Batch) -> Tensor: ...
 
-    def logps(self, batch: Batch) -> Tensor: ...
+    def logps(self, batch: Batch, temperature: float = 1.0) -> Tensor: ...
+
+    def predictions(self, batch: Batch, temperature: float = 1.0, with_entropies: bool = False) -> Predictions: ...
 
     def class_logits(self, batch: Batch) -> Tensor: ...
 
@@ -78,6 +82,16 @@ class Objective(Component):
         """Whether `extras["reference"]` has to hold Σ w·log p of each sequence under the model that training starts
         from."""
         return False
+
+    @property
+    def compares_with_start(self) -> bool:
+        """Whether texts that come up in training are compared with the model that training starts from."""
+        return False
+
+    def build_state(self, model: LoadedModel) -> nn.Module | None:
+        """Return what the objective itself learns or counts: its parameters are trained beside the model's, its buffers
+        and both are kept in checkpoints. Called once, before the first step."""
+        return None
 
     def prepare_step(self, model: LanguageModel, examples: Sequence[Example], groups: Groups) -> Sequence[Example]:
         """Return a step's examples with what must be known of the whole step before its first gradient.

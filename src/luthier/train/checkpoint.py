@@ -16,7 +16,6 @@ from torch import Tensor
 
 from luthier.core.errors import Problem, RunError
 from luthier.core.rundir import STATE, StageDir, disk_fault, read_json, settle_files, sync
-from luthier.methods.base import trainable
 from luthier.train.microbatch import Cut
 
 if TYPE_CHECKING:
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
 
 OPTIMIZER = "optimizer.safetensors"
 METHOD_STATE = "method_state.safetensors"
+OBJECTIVE_STATE = "objective_state.safetensors"
 
 
 def save_checkpoint(
@@ -49,6 +49,7 @@ def save_checkpoint(
         if resumable:
             _save_optimizer(engine, beside / OPTIMIZER)
             _save_method_state(engine, beside / METHOD_STATE)
+            _save_objective_state(engine, beside / OBJECTIVE_STATE)
         state = {
             "step": engine.step,
             "cut": {"sequences": engine.cut.sequences, "tokens": engine.cut.tokens},
@@ -90,6 +91,7 @@ def load_checkpoint(engine: Engine, folder: Path) -> dict[str, object]:
         remedy = "delete this checkpoint's folder; the one before it is used then"
         raise RunError(Problem(f"The checkpoint lacks {OPTIMIZER}.", str(folder), remedy))
     _load_method_state(engine, folder / METHOD_STATE)
+    _load_objective_state(engine, folder / OBJECTIVE_STATE)
     engine.step = state["step"]
     engine.cut = Cut(**state["cut"])
     return state
@@ -114,7 +116,7 @@ def require_base(fingerprint: str, model: LoadedModel) -> None:
 def _save_optimizer(engine: Engine, path: Path) -> None:
     from safetensors.torch import save_file
 
-    names = {id(p): n for n, p in trainable(engine.model.module).items()}
+    names = {id(p): n for n, p in engine.trained().items()}
     state = {
         f"{key}/{names[id(parameter)]}": value
         for parameter, values in engine.optimizer.state.items()
@@ -135,7 +137,7 @@ def _save_optimizer(engine: Engine, path: Path) -> None:
 def _load_optimizer(engine: Engine, path: Path) -> None:
     from safetensors import safe_open
 
-    parameters = trainable(engine.model.module)
+    parameters = engine.trained()
     with safe_open(path, framework="pt") as file:
         for full, value in json.loads((file.metadata() or {}).get("numbers", "{}")).items():
             key, _, name = full.partition("/")
@@ -161,6 +163,20 @@ def _load_method_state(engine: Engine, path: Path) -> None:
     if engine.method_state and path.parent.is_dir() and path.is_file():
         for name, value in read_tensors(path).items():
             engine.method_state[name] = value.to(engine.model.device)
+
+
+def _save_objective_state(engine: Engine, path: Path) -> None:
+    from safetensors.torch import save_file
+
+    if engine.objective_state is not None:
+        save_file({n: t.contiguous().cpu() for n, t in engine.objective_state.state_dict().items()}, path)
+
+
+def _load_objective_state(engine: Engine, path: Path) -> None:
+    from luthier.methods.base import read_tensors
+
+    if engine.objective_state is not None and path.is_file():
+        engine.objective_state.load_state_dict(read_tensors(path))
 
 
 def _delete_old(stage: StageDir, keep: int, best_step: object) -> None:

@@ -27,6 +27,20 @@ if TYPE_CHECKING:
     from luthier.models.loaded import LoadedModel
     from luthier.train.generate import Sampling
 
+_UNKNOWN_WISHES = (
+    "no_repeat_ngram_size",
+    "encoder_no_repeat_ngram_size",
+    "bad_words_ids",
+    "min_length",
+    "min_new_tokens",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "begin_suppress_tokens",
+    "sequence_bias",
+    "exponential_decay_length_penalty",
+    "guidance_scale",
+    "watermarking_config",
+)
 COMPACT_BELOW = 0.8
 """Rows are taken out when no more than this share still writes: copying the tables costs about one step."""
 
@@ -107,8 +121,8 @@ class Answer:
 
     Attributes:
         tokens: (N,) int32, with the token that ends it if it ended.
-        logps: (N,) float32 log-probabilities under the model at the temperature that was drawn at; what top_p and top_k
-            left out is not redistributed. At temperature 0, under the model as it is. None where nobody counted.
+        logps: (N,) float32 log-probabilities under the model at the temperature that was drawn at (0: as it is); what
+            top_p, top_k and suppressed tokens left out is not redistributed. None where nobody counted.
         entropies: (N,) float32, of the distributions that were drawn from, before top_p and top_k.
         is_truncated: it had to stop before it ended.
     """
@@ -120,8 +134,14 @@ class Answer:
 
 
 def decodes(model: LoadedModel) -> bool:
-    """Return whether the loop fits a model: a decoder whose layers all attend, with keys and values to keep."""
+    """Return whether the loop fits a model: a decoder whose layers all attend, with keys and values to keep.
+
+    A generation config that asks for more than what we draw by (forced tokens, forbidden n-grams) is not for the loop.
+    """
     config = model.module.config.get_text_config()
+    wishes = model.module.generation_config
+    if wishes is not None and any(getattr(wishes, name, None) for name in _UNKNOWN_WISHES):
+        return False
     kinds = set(getattr(config, "layer_types", None) or PACKABLE_LAYERS)
     is_stateful = bool(getattr(model.module, "_is_stateful", False))
     has_layers = isinstance(getattr(config, "num_hidden_layers", None), int)
@@ -165,11 +185,14 @@ def decode(model: CausalModel, order: Order, sampling: Sampling) -> list[list[An
     written = _Written(len(prompt_of), room, model.device, order.counts)
     is_stop_V = torch.zeros(model.head.weight_VH.shape[0], dtype=torch.bool, device=model.device)
     is_stop_V[[stop for stop in order.stops if stop < len(is_stop_V)]] = True
+    wishes = getattr(model.module.generation_config, "suppress_tokens", None)
+    suppressed = torch.tensor(list(wishes or ()), dtype=torch.long, device=model.device)
     at_work = torch.arange(len(prompt_of), device=model.device)
     writes_B = torch.ones(len(prompt_of), dtype=torch.bool, device=model.device)
     for step in range(room):
         logits_BV = state.logits_BV
-        tokens_B = draw(logits_BV, chance_RN[at_work, step], sampling)
+        allowed_BV = logits_BV.index_fill(1, suppressed, -torch.inf) if len(suppressed) else logits_BV
+        tokens_B = draw(allowed_BV, chance_RN[at_work, step], sampling)
         written.put(step, at_work, writes_B, tokens_B, logits_BV, sampling.temperature)
         writes_B = writes_B & ~is_stop_V[tokens_B]
         count = int(writes_B.sum())

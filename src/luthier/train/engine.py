@@ -86,9 +86,14 @@ class Engine:
     def __post_init__(self) -> None:
         module = self.model.module
         groups = self.method.param_groups(module, self.settings.weight_decay)
+        self.objective_state = self.objective.build_state(self.model)
+        if self.objective_state is not None:
+            # What starts from nothing takes the method's own step; comparing answers wants smaller ones.
+            own = {"params": list(self.objective_state.parameters()), "weight_decay": 0.0}
+            groups = [*groups, {**own, "lr_scale": 1.0 / self.objective.learning_rate_factor}]
         self.optimizer = self.optimizer_config.build(groups, self.settings.learning_rate)
         self._scales = [float(g.get("lr_scale", 1.0)) for g in self.optimizer.param_groups]
-        self._trained = trainable(module)
+        self._trained = self.trained()
         self.method_state = self.method.init_state(module, self.settings.total_steps, self.settings.steps_per_epoch)
         self._initial = (
             {n: p.detach().clone() for n, p in self._trained.items()} if self.settings.keep_reference else None
@@ -100,6 +105,11 @@ class Engine:
             module.disable_input_require_grads()
             make_checkpointable(module)
         module.train()
+
+    def trained(self) -> dict[str, torch.nn.Parameter]:
+        """Return everything that the optimizer moves, by name: the method's tensors and the objective's own."""
+        own = {} if self.objective_state is None else dict(self.objective_state.named_parameters())
+        return {**trainable(self.model.module), **{f"objective.{name}": p for name, p in own.items()}}
 
     # ------------------------------------------------------------------ the four verbs of a training loop
 
