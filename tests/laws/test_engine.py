@@ -415,6 +415,9 @@ def test_the_objective_of_the_engine_may_log_sums_of_its_own(start: Start) -> No
         def count(self, batch: Batch) -> float:
             return Sft().count(batch)
 
+        def build_state(self, model: LanguageModel) -> None:
+            return None
+
         def loss_sum(self, model: LanguageModel, batch: Batch) -> LossSum:
             return LossSum(model.nll_sum(batch), {"weight": batch.weights_M.sum()})
 
