@@ -13,6 +13,7 @@ from luthier.cli.new import _SECTIONS as SECTIONS
 from luthier.core.component import kinds
 from luthier.methods.base import Method
 from luthier.objectives.base import Objective
+from luthier.regularizers.base import Regularizer
 from luthier.run.schema import FAMILIES, recipe_schema
 
 COMMAND = "python scripts/docs/write.py"
@@ -115,9 +116,9 @@ CHINESE = Words(
 def chinese_texts() -> dict[str, dict[str, str]]:
     """Return what each key does, in Chinese, by part of the recipe; components that know Chinese say it themselves."""
     texts = yaml.safe_load(Path(__file__).with_name("recipe_zh.yaml").read_text(encoding="utf-8"))
-    for family in ("method", "objective"):
+    for family in ("method", "objective", "regularizer"):
         for kind, component in kinds(family).items():
-            assert issubclass(component, Method | Objective)
+            assert issubclass(component, Method | Objective | Regularizer)
             said = {name: component.zh[name] for name in component.model_fields if name in component.zh}
             texts |= {f"{family}.{kind}": said} if said else {}
     return texts

@@ -22,6 +22,7 @@ from luthier.data.spec import DataSpec
 from luthier.run.config import EvalTask, ModelSpec, Recipe, parse_recipe
 from luthier.run.draft import read_draft
 from luthier.run.examine import examine
+from luthier.run.schema import FAMILIES
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "scripts" / "docs"))
@@ -97,7 +98,7 @@ def test_every_method_and_objective_has_an_example() -> None:
     words = [{r["method"] if isinstance(r["method"], str) else r["method"]["kind"] for r in recipes}]
     compared = yaml.safe_load(COMPARISON.read_text(encoding="utf-8"))["variants"].values()
     words[0] |= {said if isinstance(said, str) else said["method"]["kind"] for said in compared}
-    words.append({r["objective"] for r in recipes})
+    words.append({r["objective"] if isinstance(r["objective"], str) else r["objective"]["kind"] for r in recipes})
     assert words == [set(kinds("method")), set(kinds("objective"))]
 
 
@@ -111,7 +112,7 @@ def test_a_recipe_on_a_page_parses(block: Block) -> None:
 
 def test_pages_mention_no_key_that_does_not_exist() -> None:
     parts = [Recipe, ModelSpec, DataSpec, EvalTask]
-    parts += [cls for family in ("method", "objective", "optimizer", "schedule") for cls in kinds(family).values()]
+    parts += [cls for family in FAMILIES for cls in kinds(family).values()]
     known = {name for part in parts for name in part.model_fields}
     # Not keys of a recipe: fields of a data row, a tensor's shape.
     others = {"split"}

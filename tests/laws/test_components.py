@@ -16,7 +16,7 @@ import luthier
 from luthier.core.component import Component, StageFacts, component_class, kinds
 from luthier.core.errors import RecipeError
 
-FAMILIES = ["method", "objective", "optimizer", "schedule", "reward"]
+FAMILIES = ["method", "objective", "optimizer", "schedule", "reward", "regularizer"]
 MEMBERS = [(family, kind) for family in FAMILIES for kind in kinds(family)]
 # Values other than the defaults, so that a round trip that loses something is seen.
 UNUSUAL = {
@@ -38,6 +38,11 @@ UNUSUAL = {
     ("schedule", "slanted_triangular"): {"cut_frac": 0.2, "ratio": 10.0},
     ("schedule", "cosine"): {"min_ratio": 0.25},
     ("schedule", "linear"): {"min_ratio": 0.5},
+    ("regularizer", "kl"): {"weight": 0.5, "direction": "forward"},
+    ("regularizer", "l2_sp"): {"weight": 0.5},
+    ("regularizer", "ewc"): {"data": {"path": "general.jsonl", "limit": 9}, "weight": 3.0, "rows": 5},
+    ("regularizer", "replay"): {"data": {"path": "general.jsonl", "limit": 9}, "share": 0.25},
+    ("regularizer", "neftune"): {"alpha": 10.0},
     ("reward", "exact_match"): {"column": "truth", "ignore_case": True},
     ("reward", "regex"): {"pattern": "a+", "full": True, "match": 2.0, "no_match": -1.0},
     ("reward", "length"): {"at_most": 80, "at_least": 10, "slack": 20},
@@ -97,6 +102,7 @@ def test_its_class_carries_a_docstring_and_what_the_pages_show(family: str, kind
     shown = {
         "method": ("title", "summary", "principle", "equation", "paper", "moves", "typical_share", "when", "when_not"),
         "objective": ("title", "summary", "paper"),
+        "regularizer": ("title", "summary", "paper", "when", "when_not"),
     }
     for name in shown.get(family, ()):
         assert str(getattr(cls, name)).strip(), name

@@ -20,7 +20,7 @@ LEVELS = (
     ("run",),
     ("federate", "device", "evaluate", "advise", "doctor", "export", "serve"),
     ("train",),
-    ("methods", "objectives", "optim"),
+    ("methods", "objectives", "optim", "regularizers"),
     ("rewards",),  # objectives hold rewards as fields
     ("models", "data"),
     ("core",),
@@ -49,6 +49,7 @@ LIGHT = (
     "methods",
     "objectives",
     "optim",
+    "regularizers",
     "rewards",
     "data",
     "core/component.py",
@@ -166,7 +167,7 @@ def test_components_never_see_engine_stage_or_run_folder():
     wrong = [
         f"{name_of(path)}:{found.line} imports {found.module}"
         for path in files()
-        if folder_of(path) in ("methods", "objectives", "optim", "rewards")
+        if folder_of(path) in ("methods", "objectives", "optim", "regularizers", "rewards")
         for found in imports(path)
         if found.module.startswith(("luthier.train", "luthier.run", "luthier.core.rundir"))
     ]

@@ -114,7 +114,7 @@ CASES = [
     Bad(overrides=["--learning-rate"], where="--learning-rate", remedy="write learning_rate=VALUE"),
     Bad(overrides=["epochs"], where="epochs", remedy="write epochs=VALUE"),
     Bad(overrides=["other.yaml"], where="other.yaml", remedy="key=value", what="one recipe"),
-    Bad(overrides=["evaluate.0.limit=5"], where="evaluate.0.limit=5", what="evaluate is a list of 0"),
+    Bad(overrides=["evaluate.0.metric=loss"], where="evaluate.0.metric=loss", what="evaluate is a list of 0"),
     Bad(overrides=["seed.x=5"], where="seed.x=5", what="it has to be a whole number"),
     Bad(overrides=["seed=1", "seed=2"], where="seed=2", remedy="set it once"),
     Bad(overrides=["log_to=[wandb"], where="log_to=[wandb", remedy="brackets"),
@@ -276,9 +276,3 @@ def test_tasks_need_names_of_their_own(tmp_path: Path):
     task = "  - {name: a, data: x, metric: loss}\n"
     [problem] = problems_of(write(tmp_path, f"{GOOD}evaluate:\n{task}{task}"))
     assert problem.where.endswith(":6")
-
-
-def test_what_a_loss_does_not_generate_has_no_length(tmp_path: Path):
-    task = "  - {name: a, data: x, metric: loss, max_new_tokens: 3}\n"
-    [problem] = problems_of(write(tmp_path, f"{GOOD}evaluate:\n{task}"))
-    assert "exact_match" in problem.remedy

@@ -108,7 +108,6 @@ OVERRIDES = [
     (["data.limit=5"], lambda r: (r.data.path, r.data.limit), ("rows.jsonl", 5)),
     (["data.columns.prompt=Frage"], lambda r: r.data.columns, {"prompt": "Frage"}),
     (["eval_data.path=x"], lambda r: r.eval_data.path, "x"),
-    (["evaluate.0.limit=7"], lambda r: r.evaluate[0].limit, 7),
     (["evaluate.0.data.limit=7"], lambda r: r.evaluate[0].data.limit, 7),
     (["evaluate=[]"], lambda r: r.evaluate, ()),
     (["run=*.x"], lambda r: r.run, "*.x"),

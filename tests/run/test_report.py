@@ -369,7 +369,7 @@ def test_a_recipe_in_short_is_what_one_would_write_and_means_the_same():
         "data": "starter:quickstart",
         "max_grad_norm": None,
         "packing": False,
-        "evaluate": [{"name": "kept", "data": "starter:stories", "metric": "loss", "limit": 40}],
+        "evaluate": [{"name": "kept", "data": {"path": "starter:stories", "limit": 40}, "metric": "loss"}],
         "log_to": ["tensorboard"],
     }
     recipe = parse_recipe(written)

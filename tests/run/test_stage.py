@@ -183,7 +183,7 @@ def test_tasks_and_samples_are_measured_before_and_after(model: Path, tmp_path: 
     write_rows(home / "task.jsonl", pairs(6, seed=3))
     write_rows(home / "text.jsonl", [{"text": "w4 w5 w6 w7"}])
     tasks = [
-        {"name": "repeat", "data": "task.jsonl", "metric": "exact_match", "limit": 4, "max_new_tokens": 4},
+        {"name": "repeat", "data": {"path": "task.jsonl", "limit": 4}, "metric": "exact_match"},
         {"name": "general", "data": "text.jsonl", "metric": "loss"},
     ]
     said = luthier(capsys, "train", write_recipe(home, model, evaluate=tasks, samples=2), "--json")

@@ -16,7 +16,7 @@ from luthier.methods.base import Method
 from luthier.run.config import ModelSpec, Recipe
 
 _SECTIONS = {
-    "What is trained, towards what, on what": ("model", "method", "objective", "data", "train_on"),
+    "What is trained, towards what, on what": ("model", "method", "objective", "data", "train_on", "reasoning"),
     "How long a sequence may be": ("max_length", "on_overlong", "packing"),
     "How long, how fast": (
         "epochs",
@@ -30,6 +30,7 @@ _SECTIONS = {
         "optimizer",
         "weight_decay",
         "max_grad_norm",
+        "regularizers",
     ),
     "What is measured": ("eval_fraction", "eval_data", "eval_steps", "evaluate", "samples"),
     "What is kept": ("run", "save_steps", "keep_checkpoints", "early_stopping", "final_checkpoint", "log_to"),

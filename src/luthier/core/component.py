@@ -36,6 +36,9 @@ class StageFacts:
     objective: Component
     model_config: Mapping[str, object] = field(default_factory=dict)
     packing: bool = True
+    batch_size: int = 8
+    head: str = "tokens"
+    keeps_features: bool = False
     gradient_checkpointing: bool = False
 
 

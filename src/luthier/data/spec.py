@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -66,3 +67,8 @@ def resolve_path(path: str, base: Path | None = None) -> Path:
             )
         return found
     return locate(path, (base, Path()) if base is not None else ())
+
+
+def located_rows(spec: DataSpec, find: Callable[[str], Path]) -> DataSpec:
+    """Return the spec with an absolute path; data that ship with Luthier keep their name."""
+    return spec if spec.path.startswith("starter:") else spec.model_copy(update={"path": str(find(spec.path))})

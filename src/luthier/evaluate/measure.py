@@ -55,11 +55,21 @@ def held_out_loss(model: LoadedModel, examples: Sequence[Example], cut: Cut | No
     return Score("loss", float(total) / max(count, 1e-12), len(examples), tokens)
 
 
-def exact_match(model: LoadedModel, records: Sequence[Record], max_new_tokens: int) -> tuple[Score, list[str]]:
+def exact_match(model: LoadedModel, records: Sequence[Record]) -> tuple[Score, list[str]]:
     """Return the share of answers equal to the reference (surrounding white space aside), and the answers."""
-    answers = answer(model, records, max_new_tokens)
+    answers = answer(model, records, longest_answer(model, records))
     hits = sum(given.strip() == answer_of(record).strip() for given, record in zip(answers, records))
     return Score("exact_match", hits / max(len(records), 1), len(records)), answers
+
+
+def longest_answer(model: LoadedModel, records: Sequence[Record]) -> int:
+    """Return the tokens within which a generated answer can still equal its reference.
+
+    One that goes on beyond is another text. The factor leaves room for words that a model spells in smaller pieces.
+    """
+    texts = [answer_of(record) or " " for record in records]
+    ids = model.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else [[]]
+    return 2 * max(map(len, ids)) + 8
 
 
 def answer(model: LoadedModel, records: Sequence[Record], max_new_tokens: int = 64) -> list[str]:

@@ -27,7 +27,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from luthier.core.component import StageFacts, component_class, kinds
+from luthier.core.component import Component, StageFacts, component_class, kinds
 from luthier.core.errors import Problem, RecipeError
 from luthier.core.rundir import RunDir, final_checkpoint
 from luthier.data.spec import DataSpec
@@ -36,6 +36,7 @@ from luthier.methods.base import Method
 from luthier.objectives.base import Objective
 from luthier.optim.base import Optimizer
 from luthier.optim.schedules import Schedule
+from luthier.regularizers.base import Regularizer
 from luthier.run.cross_checks import cross_problems, idle_keys
 from luthier.run.draft import Draft, read_draft
 from luthier.run.explain import explain
@@ -120,12 +121,6 @@ class EvalTask(BaseModel):
     """loss: mean negative log-likelihood of the answers, lower is better. exact_match: the share of generated answers
     that equal the reference. accuracy: the share of rows whose class is right (objective classify)."""
 
-    limit: int | None = Field(default=None, ge=1)
-    """Measure only the first rows."""
-
-    max_new_tokens: int = Field(default=64, ge=1)
-    """How long a generated answer may be (exact_match only)."""
-
 
 class Recipe(BaseModel):
     """Everything a run is told."""
@@ -154,6 +149,10 @@ class Recipe(BaseModel):
 
     train_on: Literal["assistant", "all", "last"] = "assistant"
     """Which words of a conversation are learnt: every answer, everything, or the last answer only."""
+
+    reasoning: Literal["trained", "hidden", "stripped"] = "trained"
+    """What happens to the thinking before an answer (a column rationale or reasoning, or <think>…</think>): trained
+    like the answer, hidden (there to be read, but not learnt), or stripped out of the rows. Counted and shown."""
 
     max_length: int | None = Field(default=None, ge=2)
     """The longest sequence in tokens. Without it: what the model can take, at most 2048."""
@@ -202,6 +201,10 @@ class Recipe(BaseModel):
 
     warmup_steps: int | None = Field(default=None, ge=0)
     """Warm-up as a number of steps, in place of warmup_ratio."""
+
+    regularizers: tuple[Annotated[SerializeAsAny[Regularizer], _of_family("regularizer")], ...] = ()
+    """What keeps the model from forgetting or overfitting: a list such as [{kind: replay, data: general.jsonl}]. One of
+    kl, l2_sp, ewc, replay, neftune; with any objective that they fit."""
 
     max_grad_norm: float | None = Field(default=1.0, gt=0)
     """Shorten gradients longer than this; null leaves them alone."""
@@ -261,10 +264,10 @@ class Recipe(BaseModel):
         own = family.default_schedule if family is not None and issubclass(family, Method) else "cosine"
         return {**value, "schedule": own} if own != "cosine" else value
 
-    @field_validator("evaluate", "log_to", mode="before")
+    @field_validator("evaluate", "log_to", "regularizers", mode="before")
     @classmethod
     def _one_is_a_list(cls, value: object, info: ValidationInfo) -> object:
-        return (value,) if isinstance(value, str) and info.field_name == "log_to" else value
+        return (value,) if isinstance(value, str) and info.field_name != "evaluate" else value
 
     @property
     def base(self) -> Path | None:
@@ -304,6 +307,10 @@ class Recipe(BaseModel):
                 for index, task in enumerate(self.evaluate)
             ),
         }
+        update["regularizers"] = tuple(
+            part.located(lambda path, at=index: draft.locate(("regularizers", at, "data"), path))
+            for index, part in enumerate(self.regularizers)
+        )
         if self.eval_data is not None:
             update["eval_data"] = locate_part(self.eval_data, draft, ("eval_data",))
         return self.model_copy(update=update)
@@ -313,9 +320,6 @@ class Recipe(BaseModel):
         values = self.model_dump(mode="json")
         for key in idle_keys(self):
             del values[key]
-        for task in values["evaluate"]:
-            if task["metric"] != "exact_match":
-                del task["max_new_tokens"]
         return values
 
     def component_problems(self, model_config: Mapping[str, object] | None = None) -> list[Problem]:
@@ -328,12 +332,19 @@ class Recipe(BaseModel):
             objective=self.objective,
             model_config=model_config or {},
             packing=self.packing,
+            batch_size=self.batch_size,
+            head=self.objective.head,
+            keeps_features=self.method.keeps_features,
             gradient_checkpointing=self.gradient_checkpointing,
         )
         found = []
-        for component in (self.method, self.objective, self.optimizer, self.schedule):
+        components: list[tuple[str, Component]] = [
+            (part.family, part) for part in (self.method, self.objective, self.optimizer, self.schedule)
+        ]
+        components += [(f"regularizers.{index}", part) for index, part in enumerate(self.regularizers)]
+        for place, component in components:
             for problem in component.problems(facts):
-                key = problem.where or component.family
+                key = problem.where or place
                 what = problem.what if "." not in key else f"{key}: {problem.what}"
                 found.append(Problem(what, self.place(key), problem.remedy, problem.severity))
         return found
@@ -381,7 +392,7 @@ def parse_draft(draft: Draft) -> tuple[Recipe | None, list[Problem]]:
         recipe = _without(broken, draft)
     recipe._draft = draft
     problems += cross_problems(recipe, broken)
-    if not broken & {"method", "objective", "optimizer", "schedule"}:
+    if not broken & {"method", "objective", "optimizer", "schedule", "regularizers"}:
         problems += recipe.component_problems()
     return (None if broken or any(p.severity == "error" for p in problems) else recipe), problems
 

@@ -110,12 +110,6 @@ def _without_effect(recipe: Recipe, broken: Set[str]) -> Iterator[Problem]:
             yield Problem(
                 f"{rule.key} has no effect: {rule.why}.", recipe.place(rule.key), rule.remedy.format(key=rule.key)
             )
-    for index, task in enumerate(recipe.evaluate):
-        if task.metric != "exact_match" and "max_new_tokens" in task.model_fields_set:
-            what = f"evaluate.{index}.max_new_tokens has no effect: the metric {task.metric} generates nothing."
-            yield Problem(
-                what, recipe.place(f"evaluate.{index}.max_new_tokens"), "remove it, or use metric: exact_match"
-            )
 
 
 def _contradictions(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], Problem]]:

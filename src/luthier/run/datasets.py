@@ -48,7 +48,6 @@ class Task:
     metric: Literal["loss", "exact_match", "accuracy"]
     examples: Sequence[Example]
     records: Sequence[Record]
-    max_new_tokens: int
 
 
 @dataclass
@@ -59,6 +58,7 @@ class StageData:
         summary: what report.json says of the data.
         warnings: what the user was told about them.
         classes: what the rows are told apart by, for a classifier.
+        asked: prompts that the model answers, by their sources.
     """
 
     train: Sequence[Example]
@@ -68,6 +68,7 @@ class StageData:
     summary: dict[str, object] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     classes: Classes | None = None
+    asked: dict[str, Asked] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ class Rendering:
 
     def render(self, records: Sequence[Record], form: DataForm, trains: bool = False) -> Rendered:
         """Return the examples of records, as the recipe says; with the weights of classes if they are trained on."""
+        from luthier.data.asked import PromptRenderer
         from luthier.data.labelled import LabelledRenderer
         from luthier.data.pairs import PairRenderer
         from luthier.data.render import Renderer
@@ -98,6 +100,10 @@ class Rendering:
             weights = objective.weights_for(self.classes.balanced_weights()) if trains else ()
             return LabelledRenderer(
                 self.tokenizer, self.classes, weights, self.max_length, self.recipe.on_overlong, self.context
+            ).render_all(records)
+        if isinstance(objective, Online) and form == "prompt":
+            return PromptRenderer(
+                self.tokenizer, self.max_length, objective.max_new_tokens, self.recipe.on_overlong, self.context
             ).render_all(records)
         is_judged = form in ("preference", "rated")
         renderer = Renderer(
@@ -150,12 +156,14 @@ def render_stage(rendering: Rendering, found: Examined, run: RunDir, screen: Scr
     data = StageData(rendered.store, classes=found.classes)
     if found.held_records:
         data.held_out = rendering.render(found.held_records, form).store
+    if form == "prompt":
+        data.asked = by_source([*found.train_records, *found.held_records])
     for task, records in found.tasks:
-        chosen = list(records.records[: task.limit])
+        chosen = records.records
         task_form = "text" if any(isinstance(r, Text) for r in chosen) else "conversation"
         task_form = form if recipe.objective.head != "tokens" else task_form
         examples = rendering.render(chosen, task_form).store if task.metric != "exact_match" else ()
-        data.tasks.append(Task(task.name, task.metric, examples, chosen, task.max_new_tokens))
+        data.tasks.append(Task(task.name, task.metric, examples, chosen))
     shown = (found.held_records or found.train_records)[: recipe.samples]
     data.samples = [Sample(r, prompt_text(r), _class_name(r, found.classes) or answer_of(r) or _rest(r)) for r in shown]
     data.summary = _summary(found, rendered)

@@ -18,7 +18,7 @@ from luthier.run.yaml_lines import KeyPath
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
-_FAMILIES = ("method", "objective", "optimizer", "schedule")
+_FAMILIES = ("method", "objective", "optimizer", "schedule", "regularizer")
 _LIMITS = {
     "greater_than": ("gt", "more than"),
     "greater_than_equal": ("ge", "at least"),
@@ -170,6 +170,7 @@ class _Explainer:
                 return f"it belongs to {family}: write `{family}: {{kind: {chosen}, {key}: …}}`"
             if holders:
                 example = f"{family}: {{kind: {holders[0]}, {key}: …}}"
+                example = f"regularizers: [{example.partition(': ')[2]}]" if family == "regularizer" else example
                 return f"it belongs to the {family} {' and '.join(holders[:3])}: write `{example}`"
         for part in ("model", "data"):
             _, info = field_at(self.root, {part: {}}, (part, key))

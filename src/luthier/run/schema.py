@@ -5,7 +5,9 @@ from __future__ import annotations
 from luthier.core.component import Component, kinds
 from luthier.run.config import Recipe
 
-FAMILIES = ("method", "objective", "optimizer", "schedule")
+FAMILIES = ("method", "objective", "optimizer", "schedule", "regularizer")
+_LISTS = {"regularizer": "regularizers"}
+"""Families that stand in a recipe as a list, with its key."""
 _REF = "#/$defs/{}"
 
 
@@ -25,6 +27,9 @@ def recipe_schema() -> dict[str, object]:
             definitions[f"{family}.{kind}"] = _component(cls, definitions)
         words = {"type": "string", "enum": list(known)}
         definitions[family] = {"oneOf": [words, *({"$ref": _REF.format(f"{family}.{kind}")} for kind in known)]}
+        if family in _LISTS:
+            schema["properties"][_LISTS[family]]["items"] = {"$ref": _REF.format(family)}
+            continue
         field = schema["properties"][family]
         kept = {key: field[key] for key in ("description", "default") if key in field}
         schema["properties"][family] = {"$ref": _REF.format(family), **kept}

@@ -28,6 +28,7 @@ from luthier.models.load import load_config, load_tokenizer
 from luthier.models.shapes import count_parameters
 from luthier.run.datasets import Rendering, StageData, announce, render_stage
 from luthier.run.examine import Examined, longest_sequence, misfits
+from luthier.run.online import Asking, open_asking, updates_of
 from luthier.run.opened import load_for, with_chosen_method
 from luthier.run.screen import Screen
 from luthier.train.audit import Audit, audit, digests
@@ -79,6 +80,12 @@ class StageRun:
     progress: Progress = field(default_factory=Progress)
     trackers: list[Tracker] = field(default_factory=list)
     events: list[str] = field(default_factory=list)
+    asking: Asking | None = None
+
+    @property
+    def updates(self) -> int:
+        """Optimizer steps that follow on one batch of rows."""
+        return updates_of(self.recipe.objective)
 
 
 def run_stage(recipe: Recipe, found: Examined, run: RunDir, folder: StageDir, screen: Screen) -> dict[str, object]:
@@ -95,12 +102,14 @@ def run_stage(recipe: Recipe, found: Examined, run: RunDir, folder: StageDir, sc
     announce(recipe, found, run, screen)
     rendering = _open_tokenizer(recipe, found)
     data = render_stage(rendering, found, run, screen)
+    asking = open_asking(recipe, folder, data.asked)
     found.release_rows()
     model = load_for(recipe, rendering.tokenizer, _class_names(recipe, folder, data))
     model.packs = model.packs and recipe.packing
     _keep_reference(recipe, folder, data, model, screen)
     recipe = _choose(recipe, folder, data, model)
     stage = _assemble(recipe, folder, screen, data, model)
+    stage.asking = asking
     before_bits = _frozen_bits(stage)
     _resume(stage)
     _keep_frozen_states(stage)
@@ -119,6 +128,8 @@ def run_stage(recipe: Recipe, found: Examined, run: RunDir, folder: StageDir, sc
     chosen = _settle(stage)
     results["after"], after_answers = _measure(stage)
     _drop_frozen_states(stage)
+    if asking is not None:
+        asking.scorer.close()
     write_json(folder.eval, results)
     samples = [{**row, "after": text} for row, text in zip(samples, after_answers)]
     _write_lines(folder, samples)
@@ -182,7 +193,10 @@ def _assemble(recipe: Recipe, folder: StageDir, screen: Screen, data: StageData,
     import torch
 
     stream = Stream(len(data.train), recipe.batch_size, recipe.seed)
-    total = stream.total_steps(recipe.epochs, recipe.max_steps)
+    updates = updates_of(recipe.objective)
+    # Steps are the optimizer's; a set of answers is always gone through to its end.
+    batches = None if recipe.max_steps is None else -(-recipe.max_steps // updates)
+    total = stream.total_steps(recipe.epochs, batches) * updates
     warmup = recipe.warmup_steps if recipe.warmup_steps is not None else round(recipe.warmup_ratio * total)
     torch.manual_seed(recipe.seed)
     recipe.method.prepare(model.module)
@@ -199,7 +213,7 @@ def _assemble(recipe: Recipe, folder: StageDir, screen: Screen, data: StageData,
         recipe.schedule,
         Settings(
             total_steps=total,
-            steps_per_epoch=stream.steps_per_epoch,
+            steps_per_epoch=stream.steps_per_epoch * updates,
             learning_rate=recipe.resolved().learning_rate or 0.0,
             warmup_steps=warmup,
             weight_decay=recipe.weight_decay,
@@ -269,6 +283,7 @@ def _keep_frozen_states(stage: StageRun) -> None:
     """Where rows come again, let blocks below everything trained run once for each of them."""
     settings = stage.engine.settings
     has_more = not stage.recipe.method.keeps_features  # otherwise nothing of the model runs but the head
+    has_more = has_more and stage.asking is None  # what is answered never comes again
     if stage.recipe.cache_frozen and has_more and settings.total_steps > settings.steps_per_epoch:
         tasks = [task.examples for task in stage.data.tasks if task.metric == "loss"]
         rows = [stage.data.train, stage.data.held_out, *tasks]
@@ -299,9 +314,9 @@ def _loop(stage: StageRun) -> None:
             row = _one_step(stage)
             saved = False
             if _is_due(stage, recipe.eval_steps) and stage.data.held_out:
-                measured, _ = engine.measure(stage.data.held_out)
+                measured = _measured_now(stage)
                 row |= {f"eval_{name}": value for name, value in measured.items()}
-                _note_evaluation(stage, row["eval_loss"])
+                _note_evaluation(stage, measured["loss"] if "loss" in measured else -measured["reward"])
             metrics.write(json.dumps(row) + "\n")
             metrics.flush()
             for tracker in stage.trackers:
@@ -335,22 +350,31 @@ def _tell(stage: StageRun, event: str) -> None:
 def _one_step(stage: StageRun) -> dict[str, float]:
     engine, progress = stage.engine, stage.progress
     wall, cpu = time.monotonic(), time.process_time()
-    rows = stage.stream.rows(engine.step)
-    result = engine.train_step([stage.data.train[int(i)] for i in rows])
+    rows = stage.stream.rows(engine.step // stage.updates)
+    examples = [stage.data.train[int(i)] for i in rows]
+    result = engine.train_step(examples) if stage.asking is None else stage.asking.iterate(engine, examples)
     seconds, cpu_seconds = time.monotonic() - wall, time.process_time() - cpu
     progress.train_seconds += seconds
     progress.train_cpu_seconds += cpu_seconds
     progress.tokens_total += int(result["tokens"])
-    if engine.step == 1:
+    if engine.step == stage.updates:
         progress.first_step_cpu_seconds = cpu_seconds
-    epoch = engine.step / stage.stream.steps_per_epoch
+    epoch = engine.step / engine.settings.steps_per_epoch
     return {"step": result.pop("step"), "epoch": round(epoch, 6), **result, "step_seconds": round(seconds, 6)}
 
 
 def _is_due(stage: StageRun, every: int | None) -> bool:
     """Return whether a save or an evaluation is due after this step: as asked, else each epoch, or 500 steps."""
-    every = every or min(stage.stream.steps_per_epoch, MOST_STEPS_BETWEEN_SAVES)
-    return stage.engine.step % every == 0 or stage.engine.step == stage.engine.settings.total_steps
+    engine = stage.engine
+    every = every or min(engine.settings.steps_per_epoch, MOST_STEPS_BETWEEN_SAVES)
+    return engine.step % every < stage.updates or engine.step == engine.settings.total_steps
+
+
+def _measured_now(stage: StageRun) -> dict[str, float]:
+    """Return what is measured on held-out rows while training goes on."""
+    if stage.asking is not None:
+        return stage.asking.measure(stage.engine, stage.data.held_out)
+    return stage.engine.measure(stage.data.held_out)[0]
 
 
 def _note_evaluation(stage: StageRun, loss: float) -> None:
@@ -429,6 +453,10 @@ def _measure(stage: StageRun) -> tuple[dict[str, dict], list[str]]:
         return _measure_classes(stage)
     if stage.recipe.objective.data_form in ("preference", "rated"):
         return _measure_preferences(stage)
+    if stage.asking is not None:
+        scores = stage.asking.scores(stage.engine, stage.data.held_out) if stage.data.held_out else {}
+        rest, answers = _measure_language(stage, held_out=False)
+        return {**scores, **rest}, answers
     return _measure_language(stage)
 
 
@@ -461,7 +489,7 @@ def _measure_language(stage: StageRun, held_out: bool = True) -> tuple[dict[str,
         if task.metric == "loss":
             score = held_out_loss(stage.model, task.examples, stage.engine.cut)
         else:
-            score, _ = exact_match(stage.model, task.records, task.max_new_tokens)
+            score, _ = exact_match(stage.model, task.records)
         scores[task.name] = score.as_dict()
     answers = answer(stage.model, [s.record for s in stage.data.samples], max_new_tokens=64)
     return scores, answers
