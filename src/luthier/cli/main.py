@@ -278,6 +278,85 @@ def methods(
 
 
 @app.command()
+def judge(
+    data: Annotated[
+        list[str],
+        typer.Argument(metavar="DATA", help="Rows with a prompt and answers; or one run, or two, whose samples are."),
+    ],
+    out: Annotated[Path, typer.Option("--out", help="The file of preferences or scores to write (JSONL).")],
+    endpoint: Annotated[
+        str | None, typer.Option("--endpoint", help="A chat endpoint of OpenAI's form: http://127.0.0.1:8000/v1.")
+    ] = None,
+    model: Annotated[str | None, typer.Option("--model", help="The judge's name at the endpoint.")] = None,
+    rubric: Annotated[Path | None, typer.Option("--rubric", help="A text that says what makes an answer good.")] = None,
+    constitution: Annotated[
+        Path | None, typer.Option("--constitution", help="Principles: answers are criticised and rewritten by them.")
+    ] = None,
+    local: Annotated[
+        str | None, typer.Option("--judge", help="A local judge: a reward model or any model, by run or folder.")
+    ] = None,
+    reward: Annotated[
+        str | None, typer.Option("--reward", help="A reward as judge: file.py:function, or {kind: …} as in a recipe.")
+    ] = None,
+    score: Annotated[bool, typer.Option("--score", help="Score every answer instead of comparing them.")] = False,
+    scale: Annotated[str, typer.Option("--scale", help="The worst and the best score of a judge.")] = "1,10",
+    margin: Annotated[
+        float, typer.Option("--margin", min=0, help="Local judges: answers no further apart than this are a tie.")
+    ] = 0.0,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Critiques and revisions of each answer.")] = 1,
+    prompt: Annotated[str | None, typer.Option("--prompt", help="The column of the prompt.")] = None,
+    answers: Annotated[str | None, typer.Option("--answers", help="The columns of the answers, such as a,b.")] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Judge only the first rows.")] = None,
+    rate: Annotated[float | None, typer.Option("--rate", help="The most requests in a minute.")] = None,
+    concurrency: Annotated[int, typer.Option("--concurrency", min=1, max=256, help="Requests at the same time.")] = 4,
+    timeout: Annotated[float, typer.Option("--timeout", help="Seconds until a request is sent again.")] = 60.0,
+    retries: Annotated[int, typer.Option("--retries", min=0, help="How often a request is sent again.")] = 6,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="The judge's longest answer.")] = 1024,
+    price_in: Annotated[float, typer.Option("--price-in", min=0, help="Price of a million tokens asked.")] = 0.0,
+    price_out: Annotated[float, typer.Option("--price-out", min=0, help="Price of a million tokens answered.")] = 0.0,
+    api_key_env: Annotated[
+        str, typer.Option("--api-key-env", help="The environment variable that holds the key.")
+    ] = "OPENAI_API_KEY",
+    force: Annotated[bool, typer.Option("--force", help="Write over a file that exists.")] = False,
+    json: AsJson = False,
+) -> None:
+    """Let a judge compare or score answers, or rewrite them by a constitution. It goes on where it was stopped.
+
+    Example: luthier judge pairs.jsonl --endpoint http://127.0.0.1:8000/v1 --model judge --rubric rubric.md --out
+    preferences.jsonl
+    """
+    from luthier.cli import judge as verb
+    from luthier.rewards.judging.endpoint import Address
+
+    address = None
+    if endpoint is not None:
+        address = Address(endpoint, model or "", api_key_env, timeout, retries, rate, max_tokens=max_tokens)
+    judges = verb.Judges(address, local, reward, rubric, constitution)
+    task = verb.Task(score, verb.scale_of(scale), margin, rounds, concurrency, max_tokens, (price_in, price_out))
+    verb.run(verb.Rows(data, prompt, answers, limit), judges, task, out, force, json)
+
+
+@app.command()
+def doctor(
+    data: Annotated[str, typer.Argument(metavar="DATA", help="A file, a folder, a pattern, or starter:NAME.")],
+    evaluation: Annotated[
+        str | None, typer.Option("--eval", help="Evaluation data: look for rows of it that are trained on.")
+    ] = None,
+    fix: Annotated[Path | None, typer.Option("--fix", help="Write a cleaned copy there, and what went and why.")] = None,
+    html: Annotated[Path | None, typer.Option("--html", help="Write the findings as a page.")] = None,
+    max_length: Annotated[int | None, typer.Option("--max-length", min=1, help="The longest row, in tokens.")] = None,
+    json: AsJson = False,
+) -> None:
+    """Look for what is wrong with data: duplicates, leaks, broken text, personal data, answers that are none.
+
+    Example: luthier doctor my.jsonl --eval held-out.jsonl --fix clean.jsonl
+    """
+    from luthier.cli import doctor as verb
+
+    verb.run(data, evaluation, fix, html, max_length, json)
+
+
+@app.command()
 def env(json: AsJson = False) -> None:
     """Show the machine as Luthier sees it: processor, memory, GPU, libraries, what is missing.
 

@@ -8,7 +8,7 @@ a row are not answered, asking ends.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
@@ -48,9 +48,9 @@ class Tally:
 
     Attributes:
         asked: requests that were answered now.
-        known: answers that were in the journal.
+        known: answers that were there already.
         again: answers that could not be read.
-        tokens_in, tokens_out: of all answers that were used, from the journal or new.
+        tokens_in, tokens_out: of all answers that were used, each counted once, from the journal or new.
         new_in, new_out: of those that were paid for now.
     """
 
@@ -61,11 +61,15 @@ class Tally:
     tokens_out: int = 0
     new_in: int = 0
     new_out: int = 0
+    seen: set[str] = field(default_factory=set, repr=False)
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
-    def add(self, reply: Reply, is_new: bool) -> None:
+    def add(self, key: str, reply: Reply, is_new: bool) -> None:
         with self.lock:
             self.asked += is_new
+            if key in self.seen:
+                return
+            self.seen.add(key)
             self.known += not is_new
             self.tokens_in += reply.tokens_in
             self.tokens_out += reply.tokens_out
@@ -112,7 +116,7 @@ class Judge:
     def _answer(self, messages: Messages) -> Reply:
         key = content_key(self.model, self.temperature, messages)
         reply, is_new = self.journal.once(key, lambda: self.chat.ask(messages, key))
-        self.tally.add(reply, is_new)
+        self.tally.add(key, reply, is_new)
         return reply
 
 
@@ -126,8 +130,8 @@ class Done(Generic[Result]):
 
 
 def each(
-    items: Sequence[Item], work: Callable[[Item], Result], workers: int, stop: Callable[[], None] = lambda: None
-) -> Iterator[Done[Result]]:
+    items: Sequence[Item], work: Callable[[Item], Result], workers: int, stop: Callable[[], None]
+) -> Generator[Done[Result], None, None]:
     """Yield what `work` makes of every item as it comes, several at once.
 
     Whatever ends the iteration early (Ctrl-C, an error, a reader that stops), answers that are on their way are waited

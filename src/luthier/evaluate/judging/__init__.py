@@ -1,0 +1,1 @@
+"""Judging answers offline: rows in, preferences or scores out."""
