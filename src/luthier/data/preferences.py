@@ -15,6 +15,7 @@ from typing import Literal
 from luthier.core.errors import DataError, Problem
 from luthier.data import turns
 from luthier.data.formats import CHAT_COLUMNS, PAIRS, Format, Shape, columns_of, fit_shape, listed
+from luthier.data.formats import recognise as recognise_plain
 from luthier.data.problems import ProblemLog
 from luthier.data.readers import Row
 from luthier.data.records import Asked, Conversation, Message, Preference, PromptAnswer, Rated
@@ -73,7 +74,26 @@ def recognise(rows: Sequence[Row], mapping: Mapping[str, str | int], form: Judge
     }[form]
     what = f"{needs}, like {SHAPES[form].example}. Columns found: {listed(rows, present)}."
     fields = ", ".join(f"{field}: COLUMN" for field in SHAPES[form].fields)
-    raise DataError(Problem(what, where, f"say which column is which: columns: {{{fields}}}"))
+    remedy = f"say which column is which: columns: {{{fields}}}"
+    raise DataError(Problem(what, where, f"{remedy}{_other_objective(rows, mapping, form)}"))
+
+
+def _other_objective(rows: Sequence[Row], mapping: Mapping[str, str | int], form: JudgedForm) -> str:
+    """Return for whom the rows are made, when they are whole but of another kind."""
+    if mapping or form == "prompt":
+        return ""
+    if form == "preference" and _fits(rows, "rated"):
+        return "; or learn from single ratings: objective: kto"
+    try:
+        found = recognise_plain(rows, {}, "auto", "")
+    except DataError:
+        return ""
+    return f"; or train on rows like these ({found.name}): objective: {'lm' if found.name == 'text' else 'sft'}"
+
+
+def _fits(rows: Sequence[Row], form: JudgedForm) -> bool:
+    columns = fit_shape(SHAPES[form], columns_of(rows), {}, "")
+    return columns is not None and (form != "rated" or _has_answers(columns, rows))
 
 
 def _is_answered(present: Sequence[str], columns: Mapping[str, str]) -> bool:
@@ -126,11 +146,13 @@ def _both(
     names = (form.columns["chosen"], form.columns["rejected"])
     values = [[v] if isinstance(v := row.value.get(name), dict) else v for name in names]
     for name, value in zip(names, values):
-        if value is None or value in ("", []) or not isinstance(value, str | list):
-            state = "is missing" if name not in row.value else f"is {turns.kind_of(value)}" if value else "is empty"
+        if not isinstance(value, str | list):
             remedy = "give both answers, as text or as messages, or remove the row"
-            log.add("answer", f'"{name}" {state}.', row.source, remedy)
-    if not all((isinstance(v, str) and v) or (isinstance(v, list) and v) for v in values):
+            log.add("answer", f'"{name}" {_state(value)}.', row.source, remedy)
+    if not all(isinstance(v, str | list) for v in values):
+        return None, None
+    if any(_is_silent(value) for value in values):
+        log.warn("empty answer", "One of the answers is empty, so the row is left out.", row.source)
         return None, None
     if isinstance(values[0], str) != isinstance(values[1], str):
         what = f'"{names[0]}" is {turns.kind_of(values[0])} and "{names[1]}" is {turns.kind_of(values[1])}.'
@@ -140,10 +162,21 @@ def _both(
         if not all(_SPEAKERS.match(str(value)) for value in values):
             return _implicit(row, str(values[0]), str(values[1]), log)
         values = [_dialogue(str(value)) for value in values]
-    if any(_is_silent(value) for value in values):
-        log.warn("empty answer", "One of the answers is empty, so the row is left out.", row.source)
-        return None, None
-    return _answered(row, form, values[0], names[0], log), _answered(row, form, values[1], names[1], log)
+        if any(_is_silent(value) for value in values):
+            log.warn("empty answer", "One of the answers is empty, so the row is left out.", row.source)
+            return None, None
+    before = log.total
+    chosen = _answered(row, form, values[0], names[0], log)
+    if chosen is None and log.total > before and isinstance(values[0], str):
+        return None, None  # what is wrong with the prompt is told once
+    return chosen, _answered(row, form, values[1], names[1], log)
+
+
+def _state(value: object) -> str:
+    """Say what a value is that should have been text or messages."""
+    if value is None:
+        return "is missing"
+    return "is empty" if isinstance(value, str | list) else f"is {turns.kind_of(value)}"
 
 
 def _answered(
@@ -164,7 +197,7 @@ def _answered(
         return turns.read(said, system, row.source, log, form.columns["prompt"], needs_answer=True)
     if not isinstance(asked, str) or not (asked.strip() or context.strip()):
         name = form.columns.get("prompt", "prompt")
-        log.add("prompt", f'"{name}" is {"empty" if asked else "missing"}.', row.source, "fill it in or remove the row")
+        log.add("prompt", f'"{name}" {_state(asked)}.', row.source, "fill it in or remove the row")
         return None
     is_instruction = form.columns["prompt"].lower() == "instruction"
     return PromptAnswer(asked, str(answer), context, system, (), is_instruction, row.source)
@@ -173,7 +206,7 @@ def _answered(
 def _is_silent(answer: object) -> bool:
     """Say whether an answer holds no text; published preference data have such rows."""
     if isinstance(answer, list):
-        last = answer[-1]
+        last = answer[-1] if answer else {"content": ""}
         said = last.get("content", last.get("value")) if isinstance(last, dict) else None
         return isinstance(said, str) and not said.strip()
     return isinstance(answer, str) and not answer.strip()
@@ -251,9 +284,12 @@ def _rated(row: Row, form: Format, log: ProblemLog) -> Rated | None:
     if "answer" in form.columns:
         answer = row.value.get(form.columns["answer"])
         answer = [answer] if isinstance(answer, dict) else answer
-        if not isinstance(answer, str | list) or not answer:
-            state = "is empty" if answer in ("", []) else "is missing"
-            log.add("answer", f'"{form.columns["answer"]}" {state}.', row.source, "fill it in or remove the row")
+        if not isinstance(answer, str | list):
+            what = f'"{form.columns["answer"]}" {_state(answer)}.'
+            log.add("answer", what, row.source, "fill it in or remove the row")
+            return None
+        if _is_silent(answer):
+            log.warn("empty answer", "The answer is empty, so the row is left out.", row.source)
             return None
         record = _answered(row, form, answer, form.columns["answer"], log)
     elif isinstance(asked, list):
@@ -290,8 +326,8 @@ def _asked(row: Row, form: Format, log: ProblemLog) -> Asked | None:
             return None
         return Asked(Conversation(said, row.source), row.value, row.source)
     if not isinstance(asked, str) or not (asked.strip() or context.strip()):
-        state = "is empty" if isinstance(asked, str) else f"is {turns.kind_of(asked)}"
-        log.add("prompt", f'"{form.columns["prompt"]}" {state}.', row.source, "fill it in or remove the row")
+        what = f'"{form.columns["prompt"]}" {_state(asked)}.'
+        log.add("prompt", what, row.source, "fill it in or remove the row")
         return None
     is_instruction = form.columns["prompt"].lower() == "instruction"
     return Asked(PromptAnswer(asked, "", context, system, (), is_instruction, row.source), row.value, row.source)
