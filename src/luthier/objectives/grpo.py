@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import Field
 
+from luthier.core.component import StageFacts
+from luthier.core.errors import Problem
 from luthier.objectives.base import DataForm, LanguageModel, LossSum, Objective
 from luthier.objectives.rollouts import (
     Group,
@@ -27,6 +29,7 @@ from luthier.objectives.rollouts import (
     group_advantages,
     k3,
     kept_answers,
+    probe_problems,
     rewards_of,
     sums,
     with_numbers,
@@ -99,6 +102,9 @@ class Grpo(Objective):
     }
     data_form: ClassVar[DataForm] = "prompt"
     learning_rate_factor: ClassVar[float] = 0.1
+
+    def problems(self, facts: StageFacts) -> list[Problem]:
+        return probe_problems(facts)
 
     @property
     def answers(self) -> int:

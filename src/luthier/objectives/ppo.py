@@ -22,8 +22,17 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 import numpy as np
 from pydantic import Field
 
+from luthier.core.component import StageFacts
+from luthier.core.errors import Problem
 from luthier.objectives.base import DataForm, LanguageModel, LossSum, Objective
-from luthier.objectives.rollouts import Group, clipped, generalised_advantages, in_equal_parts, whitened
+from luthier.objectives.rollouts import (
+    Group,
+    clipped,
+    generalised_advantages,
+    in_equal_parts,
+    probe_problems,
+    whitened,
+)
 from luthier.rewards.base import AnyReward
 
 if TYPE_CHECKING:
@@ -103,6 +112,15 @@ class Ppo(Objective):
     learning_rate_factor: ClassVar[float] = 0.1
     top_p: ClassVar[float] = 1.0
     """The policy's gradient is that of the whole distribution, so answers are drawn from all of it."""
+
+    def problems(self, facts: StageFacts) -> list[Problem]:
+        found = probe_problems(facts)
+        if self.minibatches > facts.batch_size:
+            what = (
+                f"minibatches is {self.minibatches}, more than the {facts.batch_size} answers of a step (batch_size)."
+            )
+            found.append(Problem(what, "objective.minibatches", f"set it to {facts.batch_size} or less"))
+        return found
 
     @property
     def answers(self) -> int:

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import Field
 
+from luthier.core.component import StageFacts
+from luthier.core.errors import Problem
 from luthier.objectives.base import DataForm, LanguageModel, LossSum, Objective
 from luthier.objectives.rollouts import (
     SMALL,
@@ -23,6 +25,7 @@ from luthier.objectives.rollouts import (
     clipped,
     kept_answers,
     leave_one_out,
+    probe_problems,
     rewards_of,
     sums,
     with_numbers,
@@ -89,6 +92,9 @@ class Rloo(Objective):
     }
     data_form: ClassVar[DataForm] = "prompt"
     learning_rate_factor: ClassVar[float] = 0.1
+
+    def problems(self, facts: StageFacts) -> list[Problem]:
+        return probe_problems(facts)
 
     @property
     def answers(self) -> int:

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 import numpy as np
 
 from luthier.core.batch import Example
+from luthier.core.component import StageFacts
+from luthier.core.errors import Problem
 from luthier.rewards.base import Reward
 
 if TYPE_CHECKING:
@@ -88,6 +90,14 @@ class Online(Protocol):
     def parts(self, examples: Sequence[Example], draw: np.random.Generator) -> list[list[Example]]:
         """Return the examples of each optimizer step."""
         ...
+
+
+def probe_problems(facts: StageFacts) -> list[Problem]:
+    """Return what is wrong with a method that asks for gradients before there is an answer to learn from."""
+    if facts.method.model_dump().get("select") is None:
+        return []
+    what = "select looks at gradients before training, and there are none before the model has answered."
+    return [Problem(what, "method.select", "name the blocks: method.blocks or method.last")]
 
 
 # ---------------------------------------------------------------------- advantages

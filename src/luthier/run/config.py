@@ -302,6 +302,7 @@ class Recipe(BaseModel):
             "model": locate_part(self.model, draft, ("model",)),
             "data": locate_part(self.data, draft, ("data",)),
             "method": self.method.located(lambda path: _saved(draft.locate(("method",), path))),
+            "objective": self.objective.located(lambda path: draft.locate(("objective",), path)),
             "evaluate": tuple(
                 task.model_copy(update={"data": locate_part(task.data, draft, ("evaluate", index, "data"))})
                 for index, task in enumerate(self.evaluate)

@@ -14,9 +14,20 @@ from luthier.core.errors import Problem, RunError
 from luthier.core.rundir import RunDir, write_atomic, write_json
 from luthier.data.labelled import Classes
 from luthier.data.load import Records, fingerprint
-from luthier.data.records import Conversation, Labelled, PromptAnswer, Record, Text, answer_of, conversation, prompt_of
+from luthier.data.records import (
+    Asked,
+    Conversation,
+    Labelled,
+    PromptAnswer,
+    Record,
+    Text,
+    answer_of,
+    conversation,
+    prompt_of,
+)
 from luthier.objectives.base import DataForm
 from luthier.objectives.classify import Classify
+from luthier.objectives.rollouts import Online
 from luthier.run.examine import Examined
 from luthier.run.screen import Screen
 
@@ -59,6 +70,7 @@ class StageData:
         warnings: what the user was told about them.
         classes: what the rows are told apart by, for a classifier.
         asked: prompts that the model answers, by their sources.
+        general: rows of other data that regularizers read.
     """
 
     train: Sequence[Example]
@@ -69,6 +81,7 @@ class StageData:
     warnings: list[str] = field(default_factory=list)
     classes: Classes | None = None
     asked: dict[str, Asked] = field(default_factory=dict)
+    general: list[GeneralRows] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -157,7 +170,8 @@ def render_stage(rendering: Rendering, found: Examined, run: RunDir, screen: Scr
     if found.held_records:
         data.held_out = rendering.render(found.held_records, form).store
     if form == "prompt":
-        data.asked = by_source([*found.train_records, *found.held_records])
+        asked = (r for r in (*found.train_records, *found.held_records) if isinstance(r, Asked))
+        data.asked = {record.source: record for record in asked}
     for task, records in found.tasks:
         chosen = records.records
         task_form = "text" if any(isinstance(r, Text) for r in chosen) else "conversation"
@@ -264,6 +278,7 @@ def _say_counts(summary: dict[str, object], notes: Sequence[str], screen: Screen
     trained, tokens = counts["trained_tokens"], counts["tokens"]
     share = trained / max(tokens, 1)
     learnt = "one label each" if "classes" in summary else f"{trained:,} trained on ({share:.0%})"
+    learnt = learnt if trained or "classes" in summary else "to be answered"
     text = f"{counts['examples']:,} sequences, {tokens:,} tokens, {learnt}"
     left_out = [f"{counts[key]:,} {key}" for key in ("dropped", "truncated", "windows") if counts.get(key)]
     screen.fact("sequences", text + (f"; {', '.join(left_out)}" if left_out else ""))

@@ -220,6 +220,7 @@ def _assemble(recipe: Recipe, folder: StageDir, screen: Screen, data: StageData,
             max_grad_norm=recipe.max_grad_norm,
             seed=recipe.seed,
             gradient_checkpointing=recipe.gradient_checkpointing,
+            keep_reference=recipe.objective.compares_with_start,
         ),
         cut=cut,
     )
