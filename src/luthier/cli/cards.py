@@ -190,13 +190,14 @@ def _recipe_value(value: object) -> str:
 def _example(component: type[Method | Objective], kind: str) -> str:
     """Return a recipe that trains the starter with a component."""
     is_method = issubclass(component, Method)
-    chosen = component.example if is_method else {}
+    chosen = component.example
     inner = ", ".join([f"kind: {kind}", *(f"{k}: {_recipe_value(v)}" for k, v in chosen.items())])
     objective = component.example_objective if is_method else kind
+    written = "{" + inner + "}" if chosen else kind
     lines = {
         "model": "starter",
-        "method": ("{" + inner + "}" if chosen else kind) if is_method else "lora",
-        **({"objective": objective} if objective != "sft" or not is_method else {}),
+        "method": written if is_method else "lora",
+        **({"objective": objective if is_method else written} if objective != "sft" or not is_method else {}),
         "data": _data_for(objective),
     }
     return "".join(f"{key}: {value}\n" for key, value in lines.items())

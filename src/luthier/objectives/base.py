@@ -57,6 +57,8 @@ class Objective(Component):
     equation: ClassVar[str] = ""
     when: ClassVar[str] = ""
     when_not: ClassVar[str] = ""
+    example: ClassVar[dict[str, object]] = {}
+    """Fields that the card's example recipe shows, for objectives that mean nothing without a choice."""
     example_data: ClassVar[str] = "starter:quickstart"
     """Data that ship with Luthier and fit this objective, for the card's recipe."""
 

@@ -26,6 +26,7 @@ from luthier.core.component import StageFacts
 from luthier.core.errors import Problem
 from luthier.objectives.base import DataForm, LanguageModel, LossSum, Objective
 from luthier.objectives.rollouts import (
+    Drawing,
     Group,
     clipped,
     generalised_advantages,
@@ -108,10 +109,13 @@ class Ppo(Objective):
         "missing_end_penalty": "未结束就被截断的回答扣多少分（其他工具的 missing_eos_penalty）。",
         "max_kl": "模型离起点太远时停止（每词元平均 KL，单位 nat）。",
     }
+    example: ClassVar[dict[str, object]] = {
+        "reward": {"kind": "regex", "pattern": "friend|happy|smile"},
+        "max_new_tokens": 64,
+    }
+    example_data: ClassVar[str] = "starter:story_prompts"
     data_form: ClassVar[DataForm] = "prompt"
     learning_rate_factor: ClassVar[float] = 0.1
-    top_p: ClassVar[float] = 1.0
-    """The policy's gradient is that of the whole distribution, so answers are drawn from all of it."""
 
     def problems(self, facts: StageFacts) -> list[Problem]:
         found = probe_problems(facts)
@@ -121,6 +125,13 @@ class Ppo(Objective):
             )
             found.append(Problem(what, "objective.minibatches", f"set it to {facts.batch_size} or less"))
         return found
+
+    @property
+    def drawing(self) -> Drawing:
+        return Drawing(self.max_new_tokens, self.temperature)
+
+    def ran_away(self, kl: float) -> bool:
+        return self.max_kl is not None and kl > self.max_kl
 
     @property
     def answers(self) -> int:

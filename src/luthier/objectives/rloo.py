@@ -21,6 +21,7 @@ from luthier.core.errors import Problem
 from luthier.objectives.base import DataForm, LanguageModel, LossSum, Objective
 from luthier.objectives.rollouts import (
     SMALL,
+    Drawing,
     Group,
     clipped,
     kept_answers,
@@ -90,11 +91,23 @@ class Rloo(Objective):
         "mask_truncated": "不从被截断的回答中学习；它们的奖励仍参与比较。",
         "max_kl": "模型离起点太远时停止（每词元平均 KL，单位 nat）。null 不检查；若 beta 为 0，可省去一遍计算。",
     }
+    example: ClassVar[dict[str, object]] = {
+        "reward": {"kind": "length", "at_most": 40, "slack": 40},
+        "max_new_tokens": 64,
+    }
+    example_data: ClassVar[str] = "starter:story_prompts"
     data_form: ClassVar[DataForm] = "prompt"
     learning_rate_factor: ClassVar[float] = 0.1
 
     def problems(self, facts: StageFacts) -> list[Problem]:
         return probe_problems(facts)
+
+    @property
+    def drawing(self) -> Drawing:
+        return Drawing(self.max_new_tokens, self.temperature, self.top_p)
+
+    def ran_away(self, kl: float) -> bool:
+        return self.max_kl is not None and kl > self.max_kl
 
     @property
     def answers(self) -> int:

@@ -54,16 +54,30 @@ class Group:
         return np.split(self.example.token_extras[name], np.cumsum(self.lengths)[:-1])
 
 
+@dataclass(frozen=True)
+class Drawing:
+    """How answers are drawn: at most how many tokens, at which temperature, from which share of the likeliest."""
+
+    max_new_tokens: int
+    temperature: float
+    top_p: float = 1.0
+
+
 @runtime_checkable
 class Online(Protocol):
     """What an objective over the model's own answers has, besides what every objective has."""
 
     reward: Reward
-    max_new_tokens: int
     temperature: float
-    top_p: float
-    iterations: int
-    max_kl: float | None
+
+    @property
+    def drawing(self) -> Drawing:
+        """How answers are drawn."""
+        ...
+
+    def ran_away(self, kl: float) -> bool:
+        """Return whether the model has moved too far from its start, in nats per token."""
+        ...
 
     @property
     def answers(self) -> int:

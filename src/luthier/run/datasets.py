@@ -116,7 +116,7 @@ class Rendering:
             ).render_all(records)
         if isinstance(objective, Online) and form == "prompt":
             return PromptRenderer(
-                self.tokenizer, self.max_length, objective.max_new_tokens, self.recipe.on_overlong, self.context
+                self.tokenizer, self.max_length, objective.drawing.max_new_tokens, self.recipe.on_overlong, self.context
             ).render_all(records)
         is_judged = form in ("preference", "rated")
         renderer = Renderer(

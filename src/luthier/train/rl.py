@@ -42,9 +42,10 @@ def iterate(engine: Engine, scorer: Scorer, prompts: Sequence[Prompt]) -> dict[s
     rollout = collect(engine, objective, scorer, prompts, seed)
     _require_bounded(objective, rollout.metrics, engine.step)
     examples, told = objective.learn(rollout.groups, engine.objective_state)
+    limit = objective.drawing.max_new_tokens
     if not any(example.trained_tokens for example in examples):
         raise Failure(
-            f"Step {engine.step + 1}: every answer was truncated at {objective.max_new_tokens} tokens and masked, so "
+            f"Step {engine.step + 1}: every answer was truncated at {limit} tokens and masked, so "
             "there is nothing to learn from. Raise objective.max_new_tokens, or set objective.mask_truncated: false."
         )
     parts = objective.parts(examples, np.random.default_rng(seed))
@@ -73,11 +74,11 @@ def _teaches(part: Sequence[Example]) -> bool:
 
 
 def _require_bounded(objective: Online, metrics: dict[str, float], step: int) -> None:
-    limit, kl = objective.max_kl, metrics.get("kl")
-    if limit is None or kl is None or kl <= limit:
+    kl = metrics.get("kl", 0.0)
+    if not objective.ran_away(kl):
         return
     raise KLRunawayError(
         f"Step {step + 1}: the model has moved {kl:.3g} nats of KL per token from its start, beyond "
-        f"objective.max_kl: {limit:g}. The last checkpoint is good. Lower learning_rate, raise objective.beta, or "
+        f"objective.max_kl. The last checkpoint is good. Lower learning_rate, raise objective.beta, or "
         "raise objective.max_kl if that is what you want."
     )

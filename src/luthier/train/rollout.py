@@ -57,7 +57,8 @@ def collect(engine: Engine, objective: Online, scorer: Scorer, prompts: Sequence
         UserError: the reward cannot score an answer.
     """
     model: CausalModel = engine.model  # type: ignore[assignment]
-    sampling = Sampling(objective.max_new_tokens, objective.temperature, objective.top_p, seed)
+    how = objective.drawing
+    sampling = Sampling(how.max_new_tokens, how.temperature, how.top_p, seed)
     answers = sample(model, [prompt.tokens.tolist() for prompt in prompts], objective.answers, sampling)
     for prompt, found in zip(prompts, answers):
         if not all(len(answer.tokens) for answer in found):
