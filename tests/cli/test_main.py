@@ -56,6 +56,8 @@ def test_the_help_names_every_verb(capsys: pytest.CaptureFixture[str]):
         "compare",
         "show",
         "methods",
+        "judge",
+        "doctor",
         "env",
     ]
     assert all(verb in shown for verb in VERBS)

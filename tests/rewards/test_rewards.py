@@ -18,6 +18,7 @@ from luthier.core.component import kinds
 from luthier.core.errors import DataError, ModelError, RecipeError
 from luthier.data.records import Conversation, Message, PromptAnswer
 from luthier.rewards.base import AnyReward, Place, Reward, Row, Scorer, build_reward, prompt_text
+from recipes import luthier, write_recipe, write_rows
 
 
 class Holder(BaseModel):
@@ -248,3 +249,61 @@ def test_a_prompt_is_text_as_a_person_would_read_it() -> None:
     assert prompt_text(several) == "user: a\n\nassistant: b\n\nuser: c"
     assert prompt_text(PromptAnswer("do", "done", "with this", "", (), True, "1")) == "do\nwith this"
     assert build_reward(3) == 3
+
+
+# ---------------------------------------------------------------------- what `luthier check` finds
+
+LACKING = [
+    ({"kind": "function", "path": "nowhere.py:score"}, "nowhere.py: The file with the reward function is not there"),
+    ({"kind": "function", "path": "rewards.py:scores"}, 'no function "scores". Did you mean "score"?'),
+    ({"kind": "function", "path": "broken.py:score"}, "broken.py:2: The file is no Python"),
+    ({"kind": "judge", "endpoint": "host/v1", "model": "m", "rubric": "no.md"}, "no.md: The rubric cannot be read"),
+    ({"kind": "judge", "endpoint": "host/v1", "model": "m"}, "no address of an endpoint"),
+    ({"kind": "logprob", "path": "starter", "rubric": "no.md"}, "no.md: The rubric cannot be read"),
+    ({"kind": "model", "path": "./runs/nowhere"}, "There is no such folder"),
+    ({"kind": "sum", "parts": ["exact_match", "nowhere.py:score"]}, "nowhere.py: The file"),
+]
+
+
+@pytest.mark.parametrize(("value", "said"), LACKING, ids=[said[:25] for _, said in LACKING])
+def test_what_is_missing_is_found_without_running_or_loading_anything(
+    tmp_path: Path, value: dict[str, object], said: str
+) -> None:
+    (tmp_path / "rewards.py").write_text(GOOD)
+    (tmp_path / "broken.py").write_text("def score(p, a, r):\n    return [\n")
+    assert any(said in str(problem) for problem in reward(value).lacking(lambda path: tmp_path / path))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        GOOD,
+        "score = len\n",
+        "from os import *\nif True:\n    def score(p, a, r): ...\n",
+        "import os\nclass score: ...\n",
+    ],
+)
+def test_a_function_that_may_be_there_is_not_called_missing(tmp_path: Path, text: str) -> None:
+    (tmp_path / "rewards.py").write_text(text)
+    assert reward("rewards.py:score").lacking(lambda path: tmp_path / path) == []
+
+
+def test_check_reads_the_reward_of_a_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_rows(tmp_path / "rows.jsonl", [{"prompt": "w5 w6"}, {"prompt": "w7"}])
+    keys: dict[str, object] = {"objective": {"kind": "grpo", "reward": "rewards.py:score"}, "samples": 0}
+    recipe = write_recipe(tmp_path, "starter", **keys)
+    said = luthier(capsys, "check", recipe)
+    assert said.code == 2
+    assert "rewards.py: The file with the reward function is not there" in said.err
+    (tmp_path / "rewards.py").write_text(GOOD)
+    assert luthier(capsys, "check", recipe).code == 0
+
+
+def test_the_schema_knows_every_reward() -> None:
+    from luthier.run.schema import recipe_schema
+
+    definitions = recipe_schema()["$defs"]
+    assert isinstance(definitions, dict)
+    offered = [part.get("$ref", "") for part in definitions["Reward"]["oneOf"]]
+    assert {f"#/$defs/reward.{kind}" for kind in kinds("reward")} <= set(offered)
+    assert definitions["objective.grpo"]["properties"]["reward"]["$ref"] == "#/$defs/Reward"

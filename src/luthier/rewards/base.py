@@ -17,6 +17,7 @@ from pydantic import BeforeValidator, SerializeAsAny
 from pydantic_core import PydanticCustomError
 
 from luthier.core.component import Component, component_class, kinds
+from luthier.core.errors import Problem
 from luthier.data.records import Conversation, PromptAnswer, conversation
 
 if TYPE_CHECKING:
@@ -97,11 +98,18 @@ class Reward(Component):
         """Return the reward with absolute paths."""
         return self
 
+    def lacking(self, find: Callable[[str], Path]) -> list[Problem]:
+        """Return what the reward needs and what is not there, without running or loading anything.
+
+        `find` looks a path up as the paths of a recipe are looked up.
+        """
+        return []
+
 
 def build_reward(value: object) -> object:
     """Return the reward that a recipe names: a kind, `file.py:function`, or a mapping with `kind` and its fields."""
     if isinstance(value, str):
-        value = {"kind": "function", "path": value} if ".py:" in value else {"kind": value}
+        value = {"kind": "function", "path": value} if ".py" in value else {"kind": value}
     if not isinstance(value, Mapping):
         return value
     kind = value.get("kind")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import importlib.util
 import math
@@ -19,6 +20,8 @@ from luthier.core.errors import Problem, RecipeError, did_you_mean
 from luthier.core.paths import locate
 from luthier.rewards.base import Place, Reward, Row, Scorer, Turns
 
+_PLAIN = (ast.FunctionDef, ast.ClassDef, ast.Import, ast.Expr)
+"""Statements that bind no other name than their own."""
 UserFunction = Callable[[list[str], list[str], list[dict[str, object]]], object]
 
 
@@ -53,6 +56,22 @@ class Function(Reward):
         file, _, name = self.path.rpartition(":")
         return self.model_copy(update={"path": f"{find(file).absolute()}:{name}"})
 
+    def lacking(self, find: Callable[[str], Path]) -> list[Problem]:
+        """Look for the file and read, without running it, whether it defines the function."""
+        file, _, name = self.path.rpartition(":")
+        try:
+            tree = ast.parse(find(file).read_bytes())
+        except OSError:
+            return [_no_file(find(file))]
+        except (SyntaxError, ValueError) as error:
+            line = f":{error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
+            return [Problem(f"The file is no Python: {error}.", f"{find(file)}{line}", "mend that line")]
+        made = {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+        # A name may also be assigned, imported, or made under a condition: what is run decides then.
+        if name in made or any(not isinstance(node, _PLAIN) for node in tree.body):
+            return []
+        return [_no_function(find(file), name, sorted(made))]
+
     def open(self, place: Place) -> Scorer:
         """Run the file and return its function.
 
@@ -62,17 +81,14 @@ class Function(Reward):
         name = self.path.rpartition(":")[2]
         file = locate(self.path.rpartition(":")[0], (place.folder, Path.cwd())).absolute()
         if not file.is_file():
-            what = "The file with the reward function is not there."
-            raise RecipeError(Problem(what, str(file), "write reward: FILE.py:FUNCTION; it is looked up by the recipe"))
+            raise RecipeError(_no_file(file))
         module = _run(file)
         function = getattr(module, name, None)
         if not callable(function):
             own = [
                 n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == module.__name__
             ]
-            what = f'The file has no function "{name}".{did_you_mean(name, own)}'
-            remedy = f"it has: {', '.join(own)}" if own else f"write def {name}(prompts, answers, rows): …"
-            raise RecipeError(Problem(what, str(file), remedy))
+            raise RecipeError(_no_function(file, name, own))
         return _Called(cast("UserFunction", function), file, name)
 
 
@@ -121,6 +137,16 @@ class _Called(Scorer):
                 raise RecipeError(Problem(what, place, remedy))
             numbers.append(number)
         return numbers
+
+
+def _no_file(file: Path) -> Problem:
+    remedy = "write reward: FILE.py:FUNCTION; the file is looked up in the recipe's folder"
+    return Problem("The file with the reward function is not there.", str(file), remedy)
+
+
+def _no_function(file: Path, name: str, own: Sequence[str]) -> Problem:
+    remedy = f"it has: {', '.join(own)}" if own else f"write def {name}(prompts, answers, rows): …"
+    return Problem(f'The file has no function "{name}".{did_you_mean(name, own)}', str(file), remedy)
 
 
 def _run(file: Path) -> ModuleType:

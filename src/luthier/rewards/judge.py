@@ -9,13 +9,14 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from luthier.core.errors import Problem, UserError
 from luthier.core.paths import locate
 from luthier.rewards.base import Place, Reward, Row, Scorer, Turns
 from luthier.rewards.judging.endpoint import Address, Endpoint, chat_url
 from luthier.rewards.judging.journal import Journal
 from luthier.rewards.judging.judge import Judge, each
 from luthier.rewards.judging.questions import DEFAULT_RUBRIC, Scoring
-from luthier.rewards.judging.rubrics import read_rubric
+from luthier.rewards.judging.rubrics import read_rubric, rubric_problems
 
 JOURNAL = "judge.jsonl"
 """In a cache: what the judge has answered."""
@@ -78,6 +79,14 @@ class AskedJudge(Reward):
     def located(self, find: Callable[[str], Path]) -> Self:
         """Return the reward with the rubric's absolute path."""
         return self if self.rubric is None else self.model_copy(update={"rubric": str(find(self.rubric).absolute())})
+
+    def lacking(self, find: Callable[[str], Path]) -> list[Problem]:
+        """Look at the address and for the rubric."""
+        try:
+            chat_url(self.endpoint)
+        except UserError as error:
+            return [*error.problems, *rubric_problems(self.rubric, find)]
+        return rubric_problems(self.rubric, find)
 
     def open(self, place: Place) -> Scorer:
         """Read the rubric and open the connection. Nothing is asked yet.

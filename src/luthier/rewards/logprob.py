@@ -19,8 +19,8 @@ from luthier.data.records import PromptAnswer
 from luthier.rewards.base import Place, Reward, Row, Scorer, Turns
 from luthier.rewards.judging.local import answered, asked_of, mean_logps
 from luthier.rewards.judging.questions import Verification
-from luthier.rewards.judging.rubrics import read_rubric
-from luthier.rewards.model import found
+from luthier.rewards.judging.rubrics import read_rubric, rubric_problems
+from luthier.rewards.model import found, missing_model
 
 if TYPE_CHECKING:
     from luthier.models.loaded import LoadedModel
@@ -60,6 +60,10 @@ class Logprob(Reward):
         if self.rubric is not None:
             update["rubric"] = str(find(self.rubric).absolute())
         return self.model_copy(update=update)
+
+    def lacking(self, find: Callable[[str], Path]) -> list[Problem]:
+        """Look for the model and the rubric."""
+        return [*missing_model(self.path, find), *rubric_problems(self.rubric, find)]
 
     def open(self, place: Place) -> Scorer:
         """Load the model and read the rubric.

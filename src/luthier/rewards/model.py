@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,10 @@ class Model(Reward):
         place = find(self.path)
         return self.model_copy(update={"path": str(place.absolute())}) if place.exists() else self
 
+    def lacking(self, find: Callable[[str], Path]) -> list[Problem]:
+        """Say when the name looks like a path and nothing is there."""
+        return missing_model(self.path, find)
+
     def open(self, place: Place) -> Scorer:
         """Load the model.
 
@@ -62,6 +67,13 @@ def found(name: str, place: Place) -> str:
     """Return where a model lies: a folder is looked up as the recipe's own paths are; a hub id stays as it is."""
     folder = locate(name, (place.folder, Path.cwd()))
     return str(folder) if folder.exists() else name
+
+
+def missing_model(name: str, find: Callable[[str], Path]) -> list[Problem]:
+    """Return a problem for a name that can be no hub id and is no folder."""
+    if find(name).exists() or name == "starter" or re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+        return []
+    return [Problem("There is no such folder.", str(find(name)), "name a run, a model folder or a hub id")]
 
 
 @dataclass

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
+from luthier.core.errors import Problem
 from luthier.rewards.base import AnyReward, Place, Reward, Row, Scorer, Turns
 
 
@@ -17,7 +18,7 @@ class Sum(Reward):
 
     kind: Literal["sum"] = "sum"
 
-    parts: tuple[AnyReward, ...] = Field(min_length=1)
+    parts: tuple[AnyReward, ...]
     """The rewards, each written as `reward` itself: a kind, file.py:function, or {kind: regex, pattern: …}."""
     weights: tuple[float, ...] = ()
     """A number for each part. Left out: 1 for each."""
@@ -33,6 +34,8 @@ class Sum(Reward):
 
     @model_validator(mode="after")
     def _one_weight_each(self) -> Sum:
+        if not self.parts:
+            raise ValueError("a sum needs parts, such as parts: [exact_match, rewards.py:score]")
         if self.weights and len(self.weights) != len(self.parts):
             raise ValueError(f"there are {len(self.parts)} parts and {len(self.weights)} weights")
         return self
@@ -40,6 +43,10 @@ class Sum(Reward):
     def located(self, find: Callable[[str], Path]) -> Self:
         """Return the sum with absolute paths in its parts."""
         return self.model_copy(update={"parts": tuple(part.located(find) for part in self.parts)})
+
+    def lacking(self, find: Callable[[str], Path]) -> list[Problem]:
+        """Ask every part."""
+        return [problem for part in self.parts for problem in part.lacking(find)]
 
     def open(self, place: Place) -> Scorer:
         """Open every part; when one cannot be opened, those before it are closed again."""

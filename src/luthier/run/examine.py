@@ -20,6 +20,7 @@ from luthier.data.templates import TEMPLATES
 from luthier.models.files import ModelFacts, inspect_model
 from luthier.objectives.base import Objective
 from luthier.objectives.classify import Classify
+from luthier.objectives.rollouts import Online
 from luthier.run.config import EvalTask, ModelSpec, Recipe, locate_part, parse_draft, parse_part
 from luthier.run.draft import Draft
 from luthier.run.yaml_lines import KeyPath
@@ -119,6 +120,7 @@ def examine(draft: Draft) -> Examined:
         _split(recipe, found)
         _find_classes(recipe, found)
         found.recipe_problems += _missing_trackers(recipe)
+        found.recipe_problems += _lacking_reward(recipe, draft)
         found.recipe_problems += misfits(recipe, found.model, found.data)
     return found
 
@@ -234,6 +236,15 @@ def _missing_template(model: ModelSpec, draft: Draft) -> list[Problem]:
     what = f'There is no chat template "{name}".{did_you_mean(name, TEMPLATES)}'
     remedy = f"choose one of {', '.join(sorted(TEMPLATES))}, or a .jinja file"
     return [Problem(what, draft.place(("model", "chat_template")), remedy)]
+
+
+def _lacking_reward(recipe: Recipe, draft: Draft) -> list[Problem]:
+    """Return what the objective's reward needs and what is not there."""
+    if not isinstance(recipe.objective, Online):
+        return []
+    key = "objective.reward"
+    problems = recipe.objective.reward.lacking(lambda path: draft.locate(("objective",), path))
+    return [replace(p, what=f"{p.where}: {p.what}" if p.where else p.what, where=recipe.place(key)) for p in problems]
 
 
 def _missing_trackers(recipe: Recipe) -> list[Problem]:

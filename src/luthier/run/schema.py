@@ -35,6 +35,14 @@ def recipe_schema() -> dict[str, object]:
         schema["properties"][family] = {"$ref": _REF.format(family), **kept}
     if "Method" in definitions:  # the parts of a hybrid are methods themselves
         definitions["Method"] = {"$ref": _REF.format("method")}
+    if "Reward" in definitions:  # objectives and sums of rewards hold them
+        rewards = {f"reward.{kind}": _component(cls, definitions) for kind, cls in kinds("reward").items()}
+        word = {
+            "type": "string",
+            "minLength": 1,
+            "description": f"file.py:function, or one of {', '.join(kinds('reward'))}",
+        }
+        definitions |= {**rewards, "Reward": {"oneOf": [word, *({"$ref": _REF.format(name)} for name in rewards)]}}
     _drop_unused(schema, definitions)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "Luthier recipe"}
 

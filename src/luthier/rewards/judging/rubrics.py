@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from luthier.core.errors import DataError, Problem
@@ -29,6 +30,16 @@ def read_rubric(path: Path) -> str:
         what = f"The rubric has {len(text):,} characters, and every question would carry them."
         raise DataError(Problem(what, str(path), "is it the right file? A page or two is usual"))
     return text
+
+
+def rubric_problems(rubric: str | None, find: Callable[[str], Path]) -> list[Problem]:
+    """Return why a rubric cannot be read, if one is named and it cannot."""
+    try:
+        if rubric is not None:
+            read_rubric(find(rubric))
+    except DataError as error:
+        return error.problems
+    return []
 
 
 def read_principles(path: Path) -> list[str]:
