@@ -510,3 +510,37 @@ def test_an_endpoint_that_is_opened_is_closed_with_the_judge(tmp_path: Path) -> 
         endpoint = Endpoint(Address(server.url, "judge"))
         Judge(endpoint, "judge", 0.0, Journal(None)).close()
         assert endpoint._client.is_closed
+
+
+# ---------------------------------------------------------------------- answers of a model
+
+
+def test_a_model_answers_prompts_and_the_same_command_judges_the_same_answers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], family_folder: Callable[[str], Path]
+) -> None:
+    rows = [{"prompt": f"w{i} w{i + 1} "} for i in range(5, 25)]
+    data, out, again = write_rows(tmp_path / "prompts.jsonl", rows), tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    writer = ["--sample", family_folder("llama"), "--samples", 3, "--max-new-tokens", 6, "--seed", 4]
+    words = [*writer, "--reward", "{kind: length, at_most: 1, slack: 100}", "--json"]
+    said = luthier(capsys, "judge", data, "--out", out, *words)
+    assert said.code == 0, said.err
+    assert said.json["rows"] + said.json["alike"] == 20
+    assert said.json["kept"] > 20
+    assert all(len(row["chosen"]) < len(row["rejected"]) for row in read(out))
+    journal = tmp_path / "a.jsonl.journal"
+    kept, judged = journal.read_bytes(), read(out)
+    journal.write_bytes(kept[: len(kept) // 2])
+    assert luthier(capsys, "judge", data, "--out", out, *words).json["kept"] == said.json["kept"]
+    assert read(out) == judged
+    luthier(capsys, "judge", data, "--out", again, *words, "--seed", 5)
+    assert read(again) != judged
+    records = load_records(DataSpec(path=str(out)), objective="preference").records
+    assert len(records) == len(judged)
+
+
+def test_one_sample_cannot_be_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_rows(tmp_path / "prompts.jsonl", [{"prompt": "w5"}])
+    words = ["--out", tmp_path / "o.jsonl", "--reward", "exact_match", "--sample", "starter", "--samples", 1]
+    said = luthier(capsys, "judge", data, *words)
+    assert said.code == 2
+    assert "--samples 2" in said.err

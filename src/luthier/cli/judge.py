@@ -11,23 +11,35 @@ import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from luthier.cli.messages import print_json, stderr, stdout
 from luthier.core.errors import Failure, Interrupted, Problem, RunError, UserError
-from luthier.core.rundir import RunDir, write_atomic
+from luthier.core.rundir import RunDir, final_checkpoint, write_atomic
 
 if TYPE_CHECKING:
     from luthier.evaluate.judging.constitution import Revised
     from luthier.evaluate.judging.rows import Columns, Tasks
     from luthier.evaluate.judging.verdicts import Outcome, Progress
+    from luthier.models.loaded import LoadedModel
     from luthier.rewards.base import Reward
     from luthier.rewards.judging.endpoint import Address
     from luthier.rewards.judging.judge import Judge
 
 LINE_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Writer:
+    """Who writes the answers, where the rows are prompts."""
+
+    target: str
+    samples: int
+    temperature: float
+    max_new_tokens: int
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -38,6 +50,7 @@ class Rows:
     prompt: str | None
     answers: str | None
     limit: int | None
+    writer: Writer | None = None
 
 
 @dataclass(frozen=True)
@@ -66,16 +79,18 @@ class Task:
 
 def run(rows: Rows, judges: Judges, task: Task, out: Path, force: bool, as_json: bool) -> None:
     """Judge the rows and write what comes of it."""
-    _require_one_judge(judges, task)
+    _require_one_judge(judges, task, rows.writer)
     journal = journal_of(out)
     files = [out, answers_file(out)] if judges.constitution is not None else [out]
     asks = judges.address is not None or judges.constitution is not None
-    _require_free(files, journal, force or (asks and journal.is_file()))
+    _require_free(files, journal, force or ((asks or rows.writer is not None) and journal.is_file()))
     tasks = _read(rows, task.scores, judges.constitution is not None)
+    if rows.writer is not None:
+        tasks = _sampled(tasks, rows.writer, journal, 1 if task.scores or judges.constitution is not None else 2)
     for problem in tasks.warnings:
         stderr().print(f"note: {problem}")
     if not tasks.tasks:
-        what = "There is nothing to judge: the answers of every row are the same."
+        what = "There is nothing to judge: the answers of every row are the same, or empty."
         raise UserError(Problem(what, ", ".join(rows.data)))
     if asks:
         result = _ask(tasks, judges, task, out)
@@ -116,7 +131,7 @@ def answers_file(out: Path) -> Path:
 # ---------------------------------------------------------------------- what is asked for
 
 
-def _require_one_judge(judges: Judges, task: Task) -> None:
+def _require_one_judge(judges: Judges, task: Task, writer: Writer | None) -> None:
     chosen = [
         name
         for name, value in (("--endpoint", judges.address), ("--judge", judges.local), ("--reward", judges.reward))
@@ -134,6 +149,8 @@ def _require_one_judge(judges: Judges, task: Task) -> None:
         problems.append(Problem("--timeout has to be more than 0.", "luthier judge", "write e.g. --timeout 60"))
     if judges.address is not None and judges.address.per_minute is not None and judges.address.per_minute <= 0:
         problems.append(Problem("--rate has to be more than 0.", "luthier judge", "write e.g. --rate 60"))
+    if writer is not None and writer.samples == 1 and not (task.scores or judges.constitution is not None):
+        problems.append(Problem("One answer cannot be compared.", "luthier judge", "write --samples 2, or --score"))
     idle = []
     if judges.constitution is not None:
         idle += ["--rubric"] if judges.rubric is not None else []
@@ -169,8 +186,8 @@ def _read(rows: Rows, scores: bool, rewrites: bool) -> Tasks:
 
     names = tuple(name.strip() for name in (rows.answers or "").split(",") if name.strip())
     columns = Columns(rows.prompt, names)
-    least = 0 if rewrites else 1 if scores else 2
-    if all(is_run(name) for name in rows.data) and len(rows.data) <= 2:
+    least = 0 if rewrites or rows.writer is not None else 1 if scores else 2
+    if rows.writer is None and all(is_run(name) for name in rows.data) and len(rows.data) <= 2:
         return tasks_of(_samples(rows.data)[: rows.limit], " and ".join(rows.data), columns)
     if len(rows.data) != 1:
         what = f"{len(rows.data)} names were given. Two are for the samples of two runs."
@@ -178,6 +195,44 @@ def _read(rows: Rows, scores: bool, rewrites: bool) -> Tasks:
     if least == 2:
         least = _compared(Path(rows.data[0]), columns)
     return read_tasks(Path(rows.data[0]), columns, rows.limit, least)
+
+
+def _sampled(tasks: Tasks, writer: Writer, journal: Path, least: int) -> Tasks:
+    """Let a model answer the prompts; rows with fewer different answers than `least` are left out."""
+    from luthier.evaluate.judging.sampling import with_samples
+    from luthier.rewards.judging.journal import Journal
+    from luthier.run.opened import open_target
+    from luthier.train.generate import Sampling
+
+    sampling = Sampling(writer.max_new_tokens, writer.temperature, seed=writer.seed)
+    kept = Journal(journal)
+    try:
+        model, _ = open_target(writer.target)
+        _require_words(model, writer.target, "answer")
+        identity = _identity(writer.target, model)
+        with _progress(None, None, "answering") as progress:
+            made = with_samples(model, identity, tasks.tasks, writer.samples, sampling, kept, progress)
+    finally:
+        kept.close()
+    good = tuple(task for task in made if len(task.answers) >= least)
+    why = f"prompt from {tasks.why.partition(';')[0].removeprefix('prompt from ')}; answers of {writer.target}"
+    return replace(tasks, tasks=good, why=why, alike=len(made) - len(good))
+
+
+def _identity(target: str, model: LoadedModel) -> str:
+    """Return what tells a model apart from others, and a run from itself after more training."""
+    from luthier.run.opened import is_run
+
+    if not is_run(target):
+        return model.fingerprint
+    checkpoint = final_checkpoint(RunDir(Path(target)))
+    return f"{model.fingerprint} {checkpoint} {(checkpoint / 'DONE').stat().st_mtime_ns}"
+
+
+def _require_words(model: LoadedModel, name: str, verb: str) -> None:
+    if "ForSequenceClassification" in type(model.module).__name__:
+        what = f"The model gives numbers or classes, and cannot {verb}."
+        raise UserError(Problem(what, name, "name a model that writes"))
 
 
 def _compared(path: Path, columns: Columns) -> int:
@@ -259,12 +314,13 @@ def _open_judge(judges: Judges, task: Task, journal: Path) -> Judge:
 
     assert judges.local is not None, "one judge is named"
     kept = Journal(journal)
-    model, _ = open_target(judges.local)
-    if "ForSequenceClassification" in type(model.module).__name__:
+    try:
+        model, _ = open_target(judges.local)
+        _require_words(model, judges.local, "rewrite answers")
+    except UserError:
         kept.close()
-        what = "The model gives numbers or classes, and cannot rewrite answers."
-        raise UserError(Problem(what, judges.local, "name a model that writes"))
-    return Judge(LocalChat(model, task.max_tokens), f"{judges.local} {model.fingerprint}", 0.0, kept)
+        raise
+    return Judge(LocalChat(model, task.max_tokens), _identity(judges.local, model), 0.0, kept)
 
 
 def _measure(tasks: Tasks, judges: Judges, task: Task, out: Path) -> dict[str, object]:
@@ -327,7 +383,7 @@ def _kept(judge: Judge, out: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _progress(judge: Judge | None, task: Task) -> Iterator[Progress]:
+def _progress(judge: Judge | None, task: Task | None, word: str = "judging") -> Iterator[Progress]:
     """Show how far judging is: a bar with the time left on a terminal, elsewhere a line every few seconds."""
     console = stderr()
     if not console.is_terminal:
@@ -343,19 +399,19 @@ def _progress(judge: Judge | None, task: Task) -> Iterator[Progress]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (
-        TextColumn("judging"),
+        TextColumn(word),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
         TextColumn("{task.fields[spent]}"),
     )
     with Progress(*columns, console=console, transient=True) as bar:
-        shown = bar.add_task("judging", total=None, spent="")
+        shown = bar.add_task(word, total=None, spent="")
         yield lambda done, total: bar.update(shown, completed=done, total=total, spent=_spent(judge, task).lstrip(", "))
 
 
-def _spent(judge: Judge | None, task: Task) -> str:
-    if judge is None:
+def _spent(judge: Judge | None, task: Task | None) -> str:
+    if judge is None or task is None:
         return ""
     cost = _cost(judge.tally.new_in, judge.tally.new_out, task)
     return f", {judge.tally.new_in + judge.tally.new_out:,} tokens" + (f", {cost:.2f}" if cost else "")

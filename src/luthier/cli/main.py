@@ -281,7 +281,7 @@ def methods(
 def judge(
     data: Annotated[
         list[str],
-        typer.Argument(metavar="DATA", help="Rows with a prompt and answers; or one run, or two, whose samples are."),
+        typer.Argument(metavar="DATA…", help="Rows with a prompt and answers; or one run, or two, for their samples."),
     ],
     out: Annotated[Path, typer.Option("--out", help="The file of preferences or scores to write (JSONL).")],
     endpoint: Annotated[
@@ -307,6 +307,15 @@ def judge(
     prompt: Annotated[str | None, typer.Option("--prompt", help="The column of the prompt.")] = None,
     answers: Annotated[str | None, typer.Option("--answers", help="The columns of the answers, such as a,b.")] = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Judge only the first rows.")] = None,
+    sample: Annotated[
+        str | None, typer.Option("--sample", help="A run or a model that writes the answers; DATA holds prompts.")
+    ] = None,
+    samples: Annotated[int, typer.Option("--samples", min=1, help="Answers that --sample writes to a prompt.")] = 2,
+    temperature: Annotated[
+        float, typer.Option("--temperature", min=0, help="How freely --sample writes; 0 takes the likeliest word.")
+    ] = 1.0,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="The longest of its answers.")] = 256,
+    seed: Annotated[int, typer.Option("--seed", help="Decides what --sample draws.")] = 0,
     rate: Annotated[float | None, typer.Option("--rate", help="The most requests in a minute.")] = None,
     concurrency: Annotated[int, typer.Option("--concurrency", min=1, max=256, help="Requests at the same time.")] = 4,
     timeout: Annotated[float, typer.Option("--timeout", help="Seconds until a request is sent again.")] = 60.0,
@@ -333,7 +342,8 @@ def judge(
         address = Address(endpoint, model or "", api_key_env, timeout, retries, rate, max_tokens=max_tokens)
     judges = verb.Judges(address, local, reward, rubric, constitution)
     task = verb.Task(score, verb.scale_of(scale), margin, rounds, concurrency, max_tokens, (price_in, price_out))
-    verb.run(verb.Rows(data, prompt, answers, limit), judges, task, out, force, json)
+    writer = None if sample is None else verb.Writer(sample, samples, temperature, max_new_tokens, seed)
+    verb.run(verb.Rows(data, prompt, answers, limit, writer), judges, task, out, force, json)
 
 
 @app.command()
@@ -342,7 +352,9 @@ def doctor(
     evaluation: Annotated[
         str | None, typer.Option("--eval", help="Evaluation data: look for rows of it that are trained on.")
     ] = None,
-    fix: Annotated[Path | None, typer.Option("--fix", help="Write a cleaned copy there, and what went and why.")] = None,
+    fix: Annotated[
+        Path | None, typer.Option("--fix", help="Write a cleaned copy there, and what went and why.")
+    ] = None,
     html: Annotated[Path | None, typer.Option("--html", help="Write the findings as a page.")] = None,
     max_length: Annotated[int | None, typer.Option("--max-length", min=1, help="The longest row, in tokens.")] = None,
     json: AsJson = False,
