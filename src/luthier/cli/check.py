@@ -12,7 +12,9 @@ from luthier.data.stream import Stream
 from luthier.run.config import Recipe
 from luthier.run.draft import read_draft
 from luthier.run.examine import Examined, examine, longest_sequence
+from luthier.run.general_rows import own_rows
 from luthier.run.numbers import byte_size, count, setting
+from luthier.run.pipeline import examine_pipeline, has_stages, read_pipeline
 
 
 def run(recipe: Path | None, overrides: Sequence[str] = (), json: bool = False, json_schema: bool = False) -> None:
@@ -28,6 +30,9 @@ def run(recipe: Path | None, overrides: Sequence[str] = (), json: bool = False, 
         return
     if recipe is None:
         raise UserError(Problem("There is no recipe to check.", "luthier check", "write luthier check recipe.yaml"))
+    if has_stages(recipe):
+        _check_stages(recipe, overrides, json)
+        return
     found = examine(read_draft(recipe, overrides))
     summary = summarize(found.require(), found)
     if json:
@@ -41,11 +46,37 @@ def run(recipe: Path | None, overrides: Sequence[str] = (), json: bool = False, 
     console.print(f"{'':>14}  All is well. Train it with: luthier train {again}", markup=False)
 
 
+def _check_stages(recipe: Path, overrides: Sequence[str], json: bool) -> None:
+    """Check every stage of a pipeline, and print each."""
+    found = examine_pipeline(read_pipeline(recipe, overrides))
+    pipeline = found.require()
+    stages = []
+    for planned, examined in zip(pipeline.stages, found.stages):
+        assert examined.recipe is not None
+        stages.append((planned, summarize(examined.recipe, examined)))
+    if json:
+        parts = [{"name": planned.name, **summary} for planned, summary in stages]
+        print_json({"ok": True, "stages": parts, "warnings": [problem.as_dict() for problem in found.problems]})
+        return
+    show_problems(found.problems)
+    console = stdout()
+    for planned, summary in stages:
+        console.print(f"\n{planned.index + 1}. {planned.name}", style="bold")
+        begins = (
+            "the base" if planned.source is None else f"{pipeline.stages[planned.source].name} ({planned.keys.adapter})"
+        )
+        for label, text in [("starts from", begins), *_lines(summary)]:
+            console.print(f"{label:>14}  {text}", markup=False, highlight=False)
+    console.print(
+        f"{'':>14}  All is well. Train it with: luthier train {shlex.join([str(recipe), *overrides])}", markup=False
+    )
+
+
 def summarize(recipe: Recipe, found: Examined) -> dict[str, object]:
     """Return what would be trained, and every value that the recipe leaves to Luthier."""
     assert found.data is not None
     settled = recipe.resolved()
-    stream = Stream(len(found.train_records), recipe.batch_size, recipe.seed)
+    stream = Stream(len(found.train_records), own_rows(recipe), recipe.seed)
     # Long texts are cut into pieces, and how many is known only when they are tokens.
     counts_rows = recipe.objective.data_form != "text"
     steps = stream.total_steps(recipe.epochs, recipe.max_steps) if counts_rows or recipe.max_steps else None

@@ -23,6 +23,8 @@ from luthier.core.errors import Problem, RunError
 
 RESOLVED = "resolved.json"
 """In a run: the recipe with every default; a folder is a run from the moment this file is in it."""
+PIPELINE = "pipeline.json"
+"""In a run of several stages: their names; each stage's folder holds what a run of one stage holds."""
 STATE = "trainer_state.json"
 """In a checkpoint: where the run stood, and which base model it belongs to."""
 
@@ -63,6 +65,11 @@ class StageDir:
     def features(self) -> Path:
         """What a frozen backbone says of every row, where only a head is trained."""
         return self.path / "features.safetensors"
+
+    @property
+    def start(self) -> Path:
+        """What the stage takes over from an earlier one."""
+        return self.path / "start.json"
 
     @property
     def reference(self) -> Path:
@@ -140,11 +147,23 @@ class RunDir:
     def report(self) -> Path:
         return self.path / "report.json"
 
+    @property
+    def pipeline(self) -> Path:
+        """In a run of several stages: which they are. Each of their folders is a run of its own."""
+        return self.path / PIPELINE
+
+    @property
+    def is_stage(self) -> bool:
+        """Whether this is one stage of a run of several."""
+        return (self.path.parent / PIPELINE).is_file()
+
     def stage(self, index: int, name: str) -> StageDir:
-        return StageDir(self.path / f"{index:02d}-{name}")
+        return StageDir(self.path if self.is_stage else self.path / f"{index:02d}-{name}")
 
     def stages(self) -> list[StageDir]:
         """Return the stage folders that exist, in order."""
+        if self.is_stage:
+            return [StageDir(self.path)]
         return [StageDir(p) for p in sorted(self.path.glob("[0-9][0-9]-*")) if p.is_dir()]
 
     @classmethod
@@ -154,12 +173,20 @@ class RunDir:
         Raises:
             RunError: there is no run in that folder.
         """
-        run = cls(path)
+        run = cls(last_stage(path))
         if not run.resolved.is_file():
             beside = sorted(p.parent.name for p in path.parent.glob(f"*/{RESOLVED}")) if path.parent.is_dir() else []
             remedy = f"runs there: {', '.join(beside)}" if beside else "start one with `luthier train recipe.yaml`"
             raise RunError(Problem("This folder holds no run (no resolved.json).", where=str(path), remedy=remedy))
         return run
+
+
+def last_stage(path: Path) -> Path:
+    """Return the folder of the last stage that has begun, for a run of several; else the path itself."""
+    if not (path / PIPELINE).is_file():
+        return path
+    begun = [stage.path for stage in RunDir(path).stages() if (stage.path / RESOLVED).is_file()]
+    return begun[-1] if begun else path
 
 
 def final_checkpoint(run: RunDir) -> Path:
@@ -168,6 +195,7 @@ def final_checkpoint(run: RunDir) -> Path:
     Raises:
         RunError: there is no complete checkpoint yet.
     """
+    run = RunDir(last_stage(run.path))
     named = read_json(run.report).get("final_checkpoint") if run.report.is_file() else None
     if isinstance(named, str) and (run.path / named / "DONE").is_file():
         return run.path / named

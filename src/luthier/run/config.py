@@ -29,7 +29,7 @@ from pydantic_core import PydanticCustomError
 
 from luthier.core.component import Component, StageFacts, component_class, kinds
 from luthier.core.errors import Problem, RecipeError
-from luthier.core.rundir import RunDir, final_checkpoint
+from luthier.core.rundir import RunDir, final_checkpoint, last_stage
 from luthier.data.spec import DataSpec
 from luthier.data.templates import TEMPLATES
 from luthier.methods.base import Method
@@ -335,6 +335,7 @@ class Recipe(BaseModel):
             packing=self.packing,
             batch_size=self.batch_size,
             head=self.objective.head,
+            data_form=self.objective.data_form,
             keeps_features=self.method.keeps_features,
             gradient_checkpointing=self.gradient_checkpointing,
         )
@@ -424,7 +425,7 @@ def locate_part(part: Part, draft: Draft, key: KeyPath) -> Part:
 
 def _saved(place: Path) -> Path:
     """Return the folder in which something trained lies: of a run, its final checkpoint."""
-    return final_checkpoint(RunDir(place)) if RunDir(place).resolved.is_file() else place
+    return final_checkpoint(RunDir(place)) if RunDir(last_stage(place)).resolved.is_file() else place
 
 
 def _without(broken: Set[str], draft: Draft) -> Recipe:

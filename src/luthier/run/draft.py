@@ -41,7 +41,7 @@ class Draft:
     @classmethod
     def of_mapping(cls, values: Mapping[str, object], overrides: Sequence[str] = (), base: Path | None = None) -> Draft:
         """Return the draft of a mapping that no file holds."""
-        return _override(Document(copy.deepcopy(dict(values))), overrides, None, base)
+        return override(Document(copy.deepcopy(dict(values))), overrides, None, base)
 
     def place(self, key: KeyPath) -> str:
         """Return where a key, or the nearest mapping around it, is written."""
@@ -81,10 +81,11 @@ def read_draft(path: Path, overrides: Sequence[str] = ()) -> Draft:
     Raises:
         RecipeError: the file cannot be read as a mapping.
     """
-    return _override(read_document(path), overrides, path, path.resolve().parent)
+    return override(read_document(path), overrides, path, path.resolve().parent)
 
 
-def _override(document: Document, overrides: Sequence[str], path: Path | None, base: Path | None) -> Draft:
+def override(document: Document, overrides: Sequence[str], path: Path | None, base: Path | None) -> Draft:
+    """Return the draft of a document with overrides such as `method.rank=8` laid over it."""
     values, lines = document.values, dict(document.lines)
     problems: list[Problem] = []
     written: dict[KeyPath, str] = {}

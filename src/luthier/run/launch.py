@@ -30,14 +30,14 @@ def start(found: Examined, screen: Screen) -> RunDir:
     Raises:
         UserError: with everything that is wrong, the run folder's place included.
     """
-    path = _place(found.recipe) if found.recipe is not None else Path()
-    recipe = found.require(*(_taken(path) if found.recipe is not None else ())).located()
+    path = place_for(found.recipe.run, found.recipe.name) if found.recipe is not None else Path()
+    recipe = found.require(*(taken(path) if found.recipe is not None else ())).located()
     run = RunDir(path)
     try:
-        with _disk_faults(path):
-            _write_first_files(recipe, run)
+        with disk_faults(path):
+            write_first_files(recipe, run)
         screen.fact("run", str(run.path))
-        return _carry_out(recipe, found, run, screen)
+        return carry_out(recipe, found, run, screen)
     except (UserError, Failure) as error:
         if not any(True for stage in run.stages() for _ in stage.read_metrics()):
             shutil.rmtree(run.path, ignore_errors=True)
@@ -56,16 +56,16 @@ def resume(path: Path, screen: Screen) -> RunDir:
     if run.report.is_file() and read_json(run.report).get("status") == "finished":
         remedy = f"see it with `luthier show {path}`"
         raise RunError(Problem("This run is finished; there is nothing to resume.", str(path), remedy))
-    with _locked(run):
+    with locked(run):
         pass  # a run at work elsewhere is told before its data are read
     found = examine(kept_recipe(run))
     recipe = found.require()
     screen.fact("run", str(run.path))
-    return _carry_out(recipe, found, run, screen)
+    return carry_out(recipe, found, run, screen)
 
 
-def _carry_out(recipe: Recipe, found: Examined, run: RunDir, screen: Screen) -> RunDir:
-    with _locked(run):
+def carry_out(recipe: Recipe, found: Examined, run: RunDir, screen: Screen) -> RunDir:
+    with locked(run):
         stage = run.stage(0, _kind(recipe.objective))
         screen.keep_log(stage.log)
         started = time.monotonic()
@@ -73,7 +73,7 @@ def _carry_out(recipe: Recipe, found: Examined, run: RunDir, screen: Screen) -> 
             part = _train(recipe, found, run, stage, screen)
         except Interrupted:
             _write_status(recipe, run, stage, {"status": "interrupted"})
-            screen.note(f"go on with: luthier resume {run.path}")
+            screen.note(f"go on with: luthier resume {run.path.parent if run.is_stage else run.path}")
             raise
         except LuthierError as error:
             if isinstance(error, UserError):
@@ -83,7 +83,7 @@ def _carry_out(recipe: Recipe, found: Examined, run: RunDir, screen: Screen) -> 
                 with suppress(RunError):
                     _write_status(recipe, run, stage, {"status": "failed", "error": str(error)})
             raise
-        with _disk_faults(run.path):
+        with disk_faults(run.path):
             _write_status(recipe, run, stage, {"status": "finished", **part, "seconds": time.monotonic() - started})
         screen.fact("report", str(run.report_page))
     return run
@@ -98,13 +98,13 @@ def _placed(problem: Problem, recipe: Recipe) -> Problem:
 def _train(recipe: Recipe, found: Examined, run: RunDir, stage: StageDir, screen: Screen) -> dict[str, object]:
     from luthier.run.stage import run_stage  # imports torch: only now, when the recipe is known to be right
 
-    with _disk_faults(stage.path):
+    with disk_faults(stage.path):
         write_json(run.environment, collect_environment())  # now that torch is loaded, it knows threads and devices
         return run_stage(recipe, found, run, stage, screen)
 
 
 @contextmanager
-def _disk_faults(path: Path) -> Iterator[None]:
+def disk_faults(path: Path) -> Iterator[None]:
     """Turn whatever a full or unwritable disk raises into the user's message."""
     try:
         yield
@@ -138,11 +138,12 @@ def _kind(component: Component) -> str:
 _FIRST_FILES = {"recipe.yaml", ".recipe.yaml.tmp", ".resolved.json.tmp"}
 
 
-def _place(recipe: Recipe) -> Path:
-    return Path(recipe.run).expanduser() if recipe.run else _free_name(Path("runs") / recipe.name)
+def place_for(run: str | None, name: str) -> Path:
+    """Return the folder of a new run: where the recipe says, else a free name under runs/."""
+    return Path(run).expanduser() if run else _free_name(Path("runs") / name)
 
 
-def _taken(path: Path) -> list[Problem]:
+def taken(path: Path) -> list[Problem]:
     """Return what stands in the way of a new run; a start that was cut off leaves nothing to keep."""
     try:
         path.stat()
@@ -161,7 +162,7 @@ def _taken(path: Path) -> list[Problem]:
     return []
 
 
-def _write_first_files(recipe: Recipe, run: RunDir) -> None:
+def write_first_files(recipe: Recipe, run: RunDir) -> None:
     write_atomic(run.recipe, write_yaml(recipe.dump()))
     # Last: a folder counts as a run from this file on.
     write_json(run.resolved, {"recipe": recipe.dump()})
@@ -177,9 +178,9 @@ def _free_name(path: Path) -> Path:
 
 
 @contextmanager
-def _locked(run: RunDir) -> Iterator[None]:
+def locked(run: RunDir) -> Iterator[None]:
     """Hold the run for this process; the lock vanishes with the process, however it ends."""
-    with _disk_faults(run.path):
+    with disk_faults(run.path):
         stream = (run.path / ".lock").open("w")
     with stream:
         try:

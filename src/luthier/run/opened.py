@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from luthier.core.rundir import RESOLVED, STATE, RunDir, StageDir, final_checkpoint, read_json
+from luthier.core.rundir import PIPELINE, RESOLVED, STATE, RunDir, StageDir, final_checkpoint, read_json
 from luthier.models.files import inspect_model
+from luthier.run.begin import lay_under
 from luthier.run.config import Recipe, build_component, require_recipe
 from luthier.run.draft import Draft
 
@@ -113,7 +114,9 @@ def open_run(path: Path, checkpoint: Path | None = None) -> OpenedRun:
     labels = run_labels(run)
     model = load_for(recipe, load_tokenizer(str(chosen)), None if labels is None else list(labels.values()))
     require_base(str(read_json(chosen / STATE).get("base_fingerprint")), model)
-    recipe = with_chosen_method(recipe, StageDir(chosen.parents[1]).method)
+    folder = StageDir(chosen.parents[1])
+    lay_under(model, folder)
+    recipe = with_chosen_method(recipe, folder.method)
     torch.manual_seed(recipe.seed)
     recipe.method.prepare(model.module)
     recipe.method.load(model.module, chosen)
@@ -142,4 +145,6 @@ def open_target(target: str) -> tuple[LoadedModel, Recipe | None]:
 def is_run(target: str) -> bool:
     """Return whether a name is meant as a run: there is one, or there is nothing by that name among other runs."""
     path = Path(target)
+    if (path / PIPELINE).is_file():
+        return True
     return (path / RESOLVED).is_file() or (not path.exists() and any(path.parent.glob(f"*/{RESOLVED}")))

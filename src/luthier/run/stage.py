@@ -26,8 +26,10 @@ from luthier.evaluate.preferences import calibration_error, preference_scores, r
 from luthier.models.files import ModelFacts, local_folder
 from luthier.models.load import load_config, load_tokenizer
 from luthier.models.shapes import count_parameters
+from luthier.run.begin import go_on_from, lay_under, read_beginning
 from luthier.run.datasets import Rendering, StageData, announce, render_stage
 from luthier.run.examine import Examined, longest_sequence, misfits
+from luthier.run.general_rows import own_rows, replayed, restraints_of, summary
 from luthier.run.online import Asking, open_asking, updates_of
 from luthier.run.opened import load_for, with_chosen_method
 from luthier.run.screen import Screen
@@ -40,6 +42,7 @@ from luthier.train.hooks.trackers import Tracker, make_trackers
 from luthier.train.microbatch import Cut, auto_cut
 from luthier.train.probe import StageProbe
 from luthier.train.reference_logps import keep_reference_logps
+from luthier.train.restraints import needs_start
 
 if TYPE_CHECKING:
     from luthier.models.loaded import LoadedModel
@@ -106,9 +109,14 @@ def run_stage(recipe: Recipe, found: Examined, run: RunDir, folder: StageDir, sc
     found.release_rows()
     model = load_for(recipe, rendering.tokenizer, _class_names(recipe, folder, data))
     model.packs = model.packs and recipe.packing
-    _keep_reference(recipe, folder, data, model, screen)
+    lay_under(model, folder)
+    goes_on = read_beginning(folder).goes_on is not None
+    if not goes_on:
+        _keep_reference(recipe, folder, data, model, screen)
     recipe = _choose(recipe, folder, data, model)
     stage = _assemble(recipe, folder, screen, data, model)
+    if goes_on:  # the reference is the adapter as the earlier stage left it
+        _keep_reference(recipe, folder, data, model, screen)
     stage.asking = asking
     before_bits = _frozen_bits(stage)
     _resume(stage)
@@ -181,7 +189,7 @@ def _choose(recipe: Recipe, folder: StageDir, data: StageData, model: LoadedMode
     """Return the recipe with its method as decided from the data; decided once, and read back by a resumed run."""
     if folder.method.is_file():
         return with_chosen_method(recipe, folder.method)
-    stream = Stream(len(data.train), recipe.batch_size, recipe.seed)
+    stream = Stream(len(data.train), own_rows(recipe), recipe.seed)
     rows = [data.train[int(i)] for step in range(min(PROBE_STEPS, stream.steps_per_epoch)) for i in stream.rows(step)]
     probe = StageProbe(model, recipe.objective, rows, recipe.batch_size, _cut(recipe, model))
     method = recipe.method.choose(probe)
@@ -192,7 +200,7 @@ def _choose(recipe: Recipe, folder: StageDir, data: StageData, model: LoadedMode
 def _assemble(recipe: Recipe, folder: StageDir, screen: Screen, data: StageData, model: LoadedModel) -> StageRun:
     import torch
 
-    stream = Stream(len(data.train), recipe.batch_size, recipe.seed)
+    stream = Stream(len(data.train), own_rows(recipe), recipe.seed)
     updates = updates_of(recipe.objective)
     # Steps are the optimizer's; a set of answers is always gone through to its end.
     batches = None if recipe.max_steps is None else -(-recipe.max_steps // updates)
@@ -200,9 +208,11 @@ def _assemble(recipe: Recipe, folder: StageDir, screen: Screen, data: StageData,
     warmup = recipe.warmup_steps if recipe.warmup_steps is not None else round(recipe.warmup_ratio * total)
     torch.manual_seed(recipe.seed)
     recipe.method.prepare(model.module)
+    if go_on_from(model, recipe.method, folder):
+        screen.fact("going on", "with what the earlier stage trained")
     cut = _cut(recipe, model)
     if recipe.method.keeps_features:
-        parts = [data.train, data.held_out, *(task.examples for task in data.tasks)]
+        parts = [data.train, data.held_out, *(task.examples for task in (*data.tasks, *data.general))]
         count = keep_features(model, parts, folder.features, cut)
         screen.fact("features", f"of {count:,} sequences, computed once: {folder.features}")
     engine = Engine(
@@ -220,10 +230,13 @@ def _assemble(recipe: Recipe, folder: StageDir, screen: Screen, data: StageData,
             max_grad_norm=recipe.max_grad_norm,
             seed=recipe.seed,
             gradient_checkpointing=recipe.gradient_checkpointing,
-            keep_reference=recipe.objective.compares_with_start,
+            keep_reference=recipe.objective.compares_with_start or needs_start(recipe.regularizers),
         ),
         cut=cut,
+        regularizers=restraints_of(recipe, folder, model, data.general),
     )
+    if data.general:
+        data.summary["general"] = summary(recipe, data.general, total)
     if recipe.method.in_words():
         screen.fact("chosen", recipe.method.in_words())
     moved, whole = count_parameters(model.module, only_trained=True), count_parameters(model.module)
@@ -285,9 +298,10 @@ def _keep_frozen_states(stage: StageRun) -> None:
     settings = stage.engine.settings
     has_more = not stage.recipe.method.keeps_features  # otherwise nothing of the model runs but the head
     has_more = has_more and stage.asking is None  # what is answered never comes again
+    has_more = has_more and not any(part.is_noisy for part in stage.recipe.regularizers)
     if stage.recipe.cache_frozen and has_more and settings.total_steps > settings.steps_per_epoch:
         tasks = [task.examples for task in stage.data.tasks if task.metric == "loss"]
-        rows = [stage.data.train, stage.data.held_out, *tasks]
+        rows = [stage.data.train, stage.data.held_out, *tasks, *(g.examples for g in stage.data.general)]
         said = keep_frozen_states(stage.engine, stage.folder.frozen_states, rows)
         if said:
             stage.screen.fact("frozen part", said)
@@ -353,6 +367,7 @@ def _one_step(stage: StageRun) -> dict[str, float]:
     wall, cpu = time.monotonic(), time.process_time()
     rows = stage.stream.rows(engine.step // stage.updates)
     examples = [stage.data.train[int(i)] for i in rows]
+    examples += replayed(stage.recipe, stage.data.general, engine.step // stage.updates)
     result = engine.train_step(examples) if stage.asking is None else stage.asking.iterate(engine, examples)
     seconds, cpu_seconds = time.monotonic() - wall, time.process_time() - cpu
     progress.train_seconds += seconds
@@ -524,7 +539,8 @@ def _settle(stage: StageRun) -> str:
     if wanted != engine.step:
         engine.method.load(stage.model.module, final)
         stage.screen.fact("best", f"step {wanted}, held-out loss {progress.best_loss:.4f}: this is the result")
-    return str(final.relative_to(stage.folder.path.parent))
+    run = stage.folder.path if RunDir(stage.folder.path).is_stage else stage.folder.path.parent
+    return str(final.relative_to(run))
 
 
 def _report(stage: StageRun, outcome: Audit, results: dict[str, dict]) -> dict[str, object]:
