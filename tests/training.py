@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from luthier.methods.base import Method
@@ -12,6 +14,7 @@ from luthier.optim.adamw import AdamW
 from luthier.optim.schedules import Cosine
 from luthier.train.engine import Engine, Settings
 from luthier.train.microbatch import Cut
+from luthier.train.restraints import Restraint
 
 
 def engine(
@@ -20,6 +23,7 @@ def engine(
     objective: Objective | None = None,
     cut: Cut | None = None,
     eps: float = 1e-8,
+    regularizers: Sequence[Restraint] = (),
     **settings: object,
 ) -> Engine:
     """Apply the method and return an engine with a rate high enough for a few steps to show.
@@ -31,4 +35,13 @@ def engine(
     torch.manual_seed(0)
     method.prepare(model.module)
     chosen = Settings(**{"total_steps": 10, "learning_rate": 1e-2, "warmup_steps": 2, **settings})  # type: ignore[arg-type]
-    return Engine(model, method, objective or Sft(), AdamW(eps=eps), Cosine(), chosen, cut=cut or Cut())
+    return Engine(
+        model,
+        method,
+        objective or Sft(),
+        AdamW(eps=eps),
+        Cosine(),
+        chosen,
+        cut=cut or Cut(),
+        regularizers=regularizers,
+    )

@@ -38,6 +38,7 @@ class StageFacts:
     packing: bool = True
     batch_size: int = 8
     head: str = "tokens"
+    data_form: str = "conversation"
     keeps_features: bool = False
     gradient_checkpointing: bool = False
 

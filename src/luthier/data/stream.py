@@ -42,6 +42,11 @@ class Stream:
             return np.arange(self.size)
         return np.random.default_rng((self.seed, epoch)).permutation(self.size)
 
+    def at(self, position: int) -> int:
+        """Return the row at a place of the endless sequence of epochs, whatever the steps."""
+        epoch, within = divmod(position, self.size)
+        return int(self.epoch_order(epoch)[within])
+
     def rows(self, step: int, rank: int = 0, ranks: int = 1) -> np.ndarray:
         """Return the rows of optimizer step `step` (from 0) that `rank` works on."""
         epoch, within = divmod(step, self.steps_per_epoch)

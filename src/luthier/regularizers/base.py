@@ -46,6 +46,9 @@ class Regularizer(Component):
     compares_beliefs: ClassVar[bool] = False
     """`belief_penalty` has something to add; it is given what the model expected when training started."""
 
+    is_noisy: ClassVar[bool] = False
+    """What the model computes of a row differs from step to step, so nothing of it may be kept."""
+
     @property
     def strength(self) -> float:
         """What the penalty is multiplied by before it is added to the mean loss."""

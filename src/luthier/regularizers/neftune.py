@@ -49,6 +49,8 @@ class Neftune(Regularizer):
         "alpha": "噪声大小（论文中的 α，取 5、10 或 15）。",
     }
 
+    is_noisy: ClassVar[bool] = True
+
     def problems(self, facts: StageFacts) -> list[Problem]:
         if not facts.keeps_features:
             return []

@@ -51,6 +51,9 @@ class Replay(Regularizer):
         return self.model_copy(update={"data": located_rows(self.data, find)})
 
     def problems(self, facts: StageFacts) -> list[Problem]:
+        if facts.data_form == "prompt":
+            what = "replay has no effect: this objective learns from the model's own answers, and from no rows."
+            return [Problem(what, "", "remove it, or hold the model by its kl")]
         if facts.batch_size > 1:
             return []
         what = "replay takes at least one sequence of every step, and a step has but one (batch_size: 1)."

@@ -129,6 +129,15 @@ def _contradictions(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], Problem]]
             what = f"The metric {task.metric} cannot be measured on a model of the objective {kind}."
             remedy = f"use metric: {'exact_match' if speaks else 'accuracy'}, or loss"
             yield ("evaluate", "objective"), Problem(what, recipe.place(f"evaluate.{index}.metric"), remedy)
+    held = [part.model_dump()["kind"] for part in recipe.regularizers]
+    for index, kind in enumerate(held):
+        if kind in held[:index] and kind != "replay":
+            what = f"regularizers: {kind} stands there twice, so one value would hide the other."
+            yield ("regularizers",), Problem(what, recipe.place(f"regularizers.{index}"), "keep one of them")
+    replayed = sum(part.rows_per_step(recipe.batch_size) for part in recipe.regularizers)
+    if recipe.batch_size > 1 and replayed >= recipe.batch_size:
+        what = f"All {recipe.batch_size} sequences of a step would be replayed, and none of data would be left."
+        yield ("regularizers", "batch_size"), Problem(what, recipe.place("regularizers"), "lower the shares")
     names = [task.name for task in recipe.evaluate]
     for index, name in enumerate(names):
         if name in names[:index]:

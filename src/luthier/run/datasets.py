@@ -18,7 +18,9 @@ from luthier.data.records import (
     Asked,
     Conversation,
     Labelled,
+    Preference,
     PromptAnswer,
+    Rated,
     Record,
     Text,
     answer_of,
@@ -29,6 +31,7 @@ from luthier.objectives.base import DataForm
 from luthier.objectives.classify import Classify
 from luthier.objectives.rollouts import Online
 from luthier.run.examine import Examined
+from luthier.run.general_rows import GeneralRows, render_general
 from luthier.run.screen import Screen
 
 if TYPE_CHECKING:
@@ -172,13 +175,14 @@ def render_stage(rendering: Rendering, found: Examined, run: RunDir, screen: Scr
     if form == "prompt":
         asked = (r for r in (*found.train_records, *found.held_records) if isinstance(r, Asked))
         data.asked = {record.source: record for record in asked}
+    data.general = render_general(rendering, found.general, screen)
     for task, records in found.tasks:
         chosen = records.records
         task_form = "text" if any(isinstance(r, Text) for r in chosen) else "conversation"
         task_form = form if recipe.objective.head != "tokens" else task_form
         examples = rendering.render(chosen, task_form).store if task.metric != "exact_match" else ()
         data.tasks.append(Task(task.name, task.metric, examples, chosen))
-    shown = (found.held_records or found.train_records)[: recipe.samples]
+    shown = _to_show(found.held_records or found.train_records, data.held_out or data.train, recipe.samples)
     data.samples = [Sample(r, prompt_text(r), _class_name(r, found.classes) or answer_of(r) or _rest(r)) for r in shown]
     data.summary = _summary(found, rendered)
     notes = _strings(rendered.counts["notes"])
@@ -192,6 +196,17 @@ def render_stage(rendering: Rendering, found: Examined, run: RunDir, screen: Scr
     return data
 
 
+def _to_show(records: Sequence[Record], examples: Sequence[Example], count: int) -> Sequence[Record]:
+    """Return the rows whose answers are shown: of pairs those of the first examples, of rated answers good ones."""
+    if any(isinstance(record, Preference) for record in records[:1]):
+        by_source = {record.source: record for record in records}
+        return [by_source[examples[index].source] for index in range(min(count, len(examples)))]
+    if any(isinstance(record, Rated) for record in records[:1]):
+        good = [record for record in records if isinstance(record, Rated) and record.is_good]
+        return (good or records)[:count]
+    return records[:count]
+
+
 def check_fingerprint(found: Examined, run: RunDir) -> None:
     """Remember what the data are, or compare them with what the run was started with.
 
@@ -201,6 +216,8 @@ def check_fingerprint(found: Examined, run: RunDir) -> None:
     assert found.data is not None
     held = found.eval_data
     now = {"data": fingerprint(found.data.files), "eval_data": fingerprint(held.files) if held is not None else None}
+    if found.general:
+        now["general"] = [fingerprint(records.files) for _, records in found.general]
     if not run.fingerprint.is_file():
         write_json(run.fingerprint, now)
     elif json.loads(run.fingerprint.read_text(encoding="utf-8")) != now:

@@ -43,6 +43,7 @@ class Examined:
         data, eval_data: the rows that the recipe names.
         train_records, held_records: those trained on, and those set aside.
         tasks: the recipe's measurements with their rows.
+        general: rows of other data, with the place of the regularizer that reads them.
         classes: of labelled rows, as the training rows have them.
     """
 
@@ -56,6 +57,7 @@ class Examined:
     train_records: Sequence[Record] = ()
     held_records: Sequence[Record] = ()
     tasks: list[tuple[EvalTask, Records]] = field(default_factory=list)
+    general: list[tuple[int, Records]] = field(default_factory=list)
     classes: Classes | None = None
 
     @property
@@ -91,6 +93,7 @@ class Examined:
         """Forget the rows, which are as large as the data; only what counts them stays."""
         self.train_records = self.held_records = ()
         self.tasks = []
+        self.general = []
         self.data = replace(self.data, records=()) if self.data is not None else None
         self.eval_data = replace(self.eval_data, records=()) if self.eval_data is not None else None
 
@@ -117,6 +120,11 @@ def examine(draft: Draft) -> Examined:
             rows = _read(task.data, ("evaluate", index, "data"), draft, task_form, found)
             if rows is not None:
                 found.tasks.append((task, rows))
+        for index, part in enumerate(recipe.regularizers):
+            either = part.measured_rows > 0 or recipe.objective.data_form in ("text", "conversation")
+            rows = _read(part.general_rows, ("regularizers", index, "data"), draft, "lm" if either else form, found)
+            if rows is not None:
+                found.general.append((index, rows))
         _split(recipe, found)
         _find_classes(recipe, found)
         found.recipe_problems += _missing_trackers(recipe)
@@ -220,7 +228,7 @@ def _find_classes(recipe: Recipe, found: Examined) -> None:
         known = {"objective.names": recipe.place("objective.names")}
         found.data_problems += [replace(p, where=known.get(p.where, p.where)) for p in error.problems]
         return
-    measured = [*found.held_records, *(row for _, rows in found.tasks for row in rows.records)]
+    measured = [*found.held_records, *(row for _, rows in (*found.tasks, *found.general) for row in rows.records)]
     found.data_problems += unknown_labels(measured, found.classes)
     given = recipe.objective.weights_for(found.classes.balanced_weights())
     if given and len(given) != len(found.classes):
