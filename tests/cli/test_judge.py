@@ -544,3 +544,11 @@ def test_one_sample_cannot_be_compared(tmp_path: Path, capsys: pytest.CaptureFix
     said = luthier(capsys, "judge", data, *words)
     assert said.code == 2
     assert "--samples 2" in said.err
+
+
+def test_the_starter_is_no_run_wherever_runs_lie_around(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from luthier.run.opened import is_run
+
+    make_run(tmp_path / "one")
+    monkeypatch.chdir(tmp_path)
+    assert [is_run(name) for name in ("one", "two", "starter")] == [True, True, False]

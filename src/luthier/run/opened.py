@@ -147,4 +147,6 @@ def is_run(target: str) -> bool:
     path = Path(target)
     if (path / PIPELINE).is_file():
         return True
-    return (path / RESOLVED).is_file() or (not path.exists() and any(path.parent.glob(f"*/{RESOLVED}")))
+    if (path / RESOLVED).is_file():
+        return True
+    return target != "starter" and not path.exists() and any(path.parent.glob(f"*/{RESOLVED}"))
