@@ -24,6 +24,7 @@ from luthier.models.leaner import make_checkpointable
 from luthier.models.loaded import LoadedModel
 from luthier.objectives.base import Objective
 from luthier.train.microbatch import Cut, is_out_of_memory
+from luthier.train.restraints import Restraint, restraints
 
 if TYPE_CHECKING:
     from luthier.optim.base import Optimizer
@@ -71,6 +72,7 @@ class Engine:
         step: optimizer steps done so far.
         cut: how a step is cut into micro-batches; shrinks when memory runs out.
         events: what the user should hear of (a halved micro-batch, …), in order.
+        regularizers: what is added to the objective; those that compare with the start need Settings.keep_reference.
     """
 
     model: LoadedModel
@@ -82,6 +84,7 @@ class Engine:
     cut: Cut = field(default_factory=Cut)
     step: int = 0
     events: list[str] = field(default_factory=list)
+    regularizers: Sequence[Restraint] = ()
 
     def __post_init__(self) -> None:
         module = self.model.module
@@ -98,6 +101,7 @@ class Engine:
         self._initial = (
             {n: p.detach().clone() for n, p in self._trained.items()} if self.settings.keep_reference else None
         )
+        self._restraints = restraints(self.regularizers, self._initial)
         if self.settings.gradient_checkpointing:
             # Reentrant checkpointing loses the gradients of adapters below frozen embeddings.
             module.gradient_checkpointing_enable({"use_reentrant": False})
@@ -136,7 +140,7 @@ class Engine:
     def forward_backward(self, examples: Sequence[Example]) -> StepSums:
         """Accumulate the gradient of the step's mean loss; on lack of memory, cut finer and begin the step again."""
         self.method.before_step(self.model.module, self.method_state, self.step)
-        examples = self._prepared(examples)
+        examples = self.prepared(examples)
         while True:
             groups = self._groups(examples)
             try:
@@ -172,7 +176,7 @@ class Engine:
 
     def measure(self, examples: Sequence[Example]) -> tuple[dict[str, float], float]:
         """Return (the mean loss and what else the objective logs, count) over examples; nothing is trained."""
-        examples = self._prepared(examples)
+        examples = self.prepared(examples)
         while True:
             groups = self._groups(examples)
             try:
@@ -204,22 +208,34 @@ class Engine:
         batches = [self.model.collate(group) for group in groups]
         count = sum(self.objective.count(batch) for batch in batches)
         assert count > 0, "a step without a single trained token; the renderer refuses such rows"
+        positions = max(sum(batch.count for batch in batches), 1e-12)
         loss = torch.zeros((), dtype=torch.float64, device=self.model.device)
         metrics: dict[str, Tensor] = {}
         for index, batch in enumerate(batches):
+            start = self._restraints.beliefs(self.model, batch, self.reference)
             torch.manual_seed(zlib.crc32(f"{self.settings.seed}/{self.step}/{index}".encode()))
             self.model.upstream = 1.0 / count if self.objective.is_plain_nll else None
-            result = self.objective.loss_sum(self.model, batch)
+            with self._restraints.disturbing(self.model, batch):
+                result = self.objective.loss_sum(self.model, batch)
+                held = list(self._restraints.of_batch(self.model, batch, start))
             self.model.upstream = None
             total = result.total
             penalty = self.method.penalty(self.model.module, batch)
             if penalty is not None:
                 # Weighed like the batch's mean loss, so that a step's penalty is the mean over its micro-batches.
                 total = total + penalty * self.objective.count(batch)
-            (total / count).backward()
+            mean = total / count
+            for _, strength, value in held:  # no part of the loss that is shown; their values stand beside it
+                mean = mean + strength * value / positions
+            mean.backward()
             loss += total.detach().double()
+            for name, _, value in held:
+                metrics[name] = metrics.get(name, 0.0) + value.detach() * (count / positions)
             for name, value in result.metrics.items():
                 metrics[name] = metrics.get(name, 0.0) + value.detach()
+        for name, strength, value in self._restraints.of_weights(self.model, self._trained):
+            (strength * value).backward()
+            metrics[name] = value.detach() * count
         return StepSums(
             loss=loss / count,
             metrics=metrics,
@@ -231,7 +247,7 @@ class Engine:
     def _groups(self, examples: Sequence[Example]) -> list[list[Example]]:
         return self.cut.apply(examples, padded=not self.model.packs)
 
-    def _prepared(self, examples: Sequence[Example]) -> Sequence[Example]:
+    def prepared(self, examples: Sequence[Example]) -> Sequence[Example]:
         """Let the objective look at the whole step before its first gradient; on lack of memory, cut finer."""
         if not self.objective.looks_ahead:
             return examples
