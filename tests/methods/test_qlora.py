@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +53,37 @@ def test_the_bits_are_those_of_bitsandbytes(shape: tuple[int, int], double: bool
     if shape[1] % 64 == 0:
         assert torch.equal(full, bnb.functional.dequantize_4bit(theirs.data, theirs.quant_state))
     assert 0.02 < float((full - weight).norm() / weight.norm()) < 0.14
+
+
+def test_dequantising_asks_for_no_memory_but_the_scales() -> None:
+    from luthier.models.quantized_linear import PAIRS, Linear4, Workspace
+
+    weight = torch.randn(1024, 1024, generator=torch.Generator().manual_seed(0))
+    layer = Linear4(weight, None, False, Workspace(), "nf4", True)
+    layer.dequantized(torch.float32)  # the workspace itself
+    with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        layer.dequantized(torch.float32)
+    largest = max(event.cpu_memory_usage for event in profile.events() or ())
+    assert largest <= max(PAIRS * 8, weight.numel() // 64 * 4)
+
+
+def test_peft_is_imported_without_the_compilers_back_end() -> None:
+    script = (
+        "import sys, torch, transformers; compiler = torch.compile\n"
+        "from luthier.models.quantized import import_bitsandbytes; import_bitsandbytes()\n"
+        "import peft; assert 'bitsandbytes' in sys.modules\n"
+        "assert 'torch._inductor.compile_fx' not in sys.modules and torch.compile is compiler"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_experts_that_keep_their_precision_are_named(tmp_path: Path) -> None:
+    model = load_model(str(write("mixtral", tmp_path)), base_bits=4)
+    experts = sum(p.numel() for n, p in model.module.named_parameters() if "experts" in n)
+    assert any(f"experts keep their precision: {experts:,} weights" in note for note in model.notes)
+    plain = load_model(str(write("llama", tmp_path / "dense")), base_bits=4)
+    assert not any("experts" in note for note in plain.notes)
 
 
 @pytest.mark.parametrize(("bits", "error"), [(4, 0.12), (8, 0.012)])

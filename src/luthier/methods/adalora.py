@@ -129,6 +129,9 @@ class AdaLora(Method):
         return choose(model, self.targets, self.initial_rank, self.alpha, exclude=self.exclude)
 
     def _peft_config(self, model: PreTrainedModel, choice: Choice) -> AdaLoraConfig:
+        from luthier.models.quantized import import_bitsandbytes
+
+        import_bitsandbytes()
         from peft import AdaLoraConfig
         from transformers.pytorch_utils import Conv1D
 

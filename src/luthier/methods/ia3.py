@@ -74,6 +74,9 @@ class Ia3(Method):
         return match_linear(model, self.targets)
 
     def _peft_config(self, model: PreTrainedModel) -> IA3Config:
+        from luthier.models.quantized import import_bitsandbytes
+
+        import_bitsandbytes()
         from peft import IA3Config
         from transformers.pytorch_utils import Conv1D
 

@@ -161,6 +161,9 @@ class Lora(Method):
         return self.model_copy(update={"new_tokens": _ids(self.new_tokens, probe.tokenizer)})
 
     def apply(self, model: PreTrainedModel) -> None:
+        from luthier.models.quantized import import_bitsandbytes
+
+        import_bitsandbytes()
         from peft.tuners.lora import Linear
 
         from luthier.methods.modules.lora_linear import FusedLoraLinear

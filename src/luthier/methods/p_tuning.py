@@ -86,6 +86,9 @@ class PTuning(Method):
         return found
 
     def apply(self, model: PreTrainedModel) -> None:
+        from luthier.models.quantized import import_bitsandbytes
+
+        import_bitsandbytes()
         from peft import PromptEncoder
 
         from luthier.methods.modules.prompts import train_virtual_tokens

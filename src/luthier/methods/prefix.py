@@ -73,6 +73,9 @@ class Prefix(Method):
         return found
 
     def apply(self, model: PreTrainedModel) -> None:
+        from luthier.models.quantized import import_bitsandbytes
+
+        import_bitsandbytes()
         from peft import PrefixEncoder
 
         from luthier.methods.modules.prompts import train_virtual_tokens

@@ -104,6 +104,9 @@ class Prompt(Method):
         train_virtual_tokens(model)
 
     def _encoder(self, model: PreTrainedModel) -> nn.Module:
+        from luthier.models.quantized import import_bitsandbytes
+
+        import_bitsandbytes()
         import torch
         from peft import PromptEmbedding
 

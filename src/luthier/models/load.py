@@ -17,7 +17,7 @@ from luthier.models.classifier import Classifier, class_config, probe_classifier
 from luthier.models.files import inspect_model, local_folder
 from luthier.models.heads import head_modules, mark_new
 from luthier.models.loaded import LoadedModel
-from luthier.models.quantized import Quantization, kept_note, load_streaming, quantize
+from luthier.models.quantized import Quantization, kept_notes, load_streaming, quantize
 
 if TYPE_CHECKING:
     import torch
@@ -80,7 +80,7 @@ def load_model(
         if how is not None:
             quantize(module, how, device)
     if how is not None:
-        notes += [note] if (note := kept_note(module)) else []
+        notes += kept_notes(module)
     _check_vocabulary(module, tokenizer, where)
     module.to(torch.device(device))  # type: ignore[arg-type]  # annotated for a class, where it is called on objects
     model: LoadedModel
