@@ -1,4 +1,4 @@
-"""Thirty known defects of fifteen kinds among five thousand real rows: nearly all are found, and hardly anything else."""
+"""Thirty known defects of fifteen kinds among five thousand real rows: nearly all are found, and little else."""
 
 from __future__ import annotations
 

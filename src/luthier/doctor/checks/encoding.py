@@ -55,10 +55,14 @@ class Encoding(RowCheck):
         if not pairs:
             return ""
         first = pairs[0]
-        # One pair may be a word in capitals; it is text of another encoding if reading it back gives proper UTF-8.
-        try:
-            back = first.group().encode("cp1252", errors="strict").decode("utf-8")
-        except (UnicodeEncodeError, UnicodeDecodeError):
-            lead = first.group()[0]
-            back = "" if len(pairs) < 3 or lead not in "ÃÂâ" else "?"
+        back = any(_reads_back(text[first.start() : first.start() + size]) for size in (2, 3, 4))
+        back = back or (len(pairs) >= 3 and first.group()[0] in "ÃÂâ")
         return text[max(0, first.start() - 10) : first.end() + 20] if back else ""
+
+
+def _reads_back(piece: str) -> bool:
+    """Return whether a piece, written in Windows-1252 again, is one character of UTF-8."""
+    try:
+        return len(piece.encode("cp1252").decode("utf-8")) == 1
+    except (UnicodeEncodeError, UnicodeDecodeError):
+        return False
