@@ -38,6 +38,13 @@ UNUSUAL = {
     ("objective", "grpo"): {"reward": {"kind": "regex", "pattern": "a+"}, "num_generations": 4, "loss": "dr_grpo"},
     ("objective", "rloo"): {"reward": "exact_match", "normalize_advantages": True, "epsilon_high": 0.3},
     ("objective", "ppo"): {"reward": "rewards.py:score", "minibatches": 2, "target_kl": 0.1, "epsilon_value": None},
+    ("objective", "distill"): {
+        "teacher": "runs/big",
+        "loss": "jsd",
+        "temperature": 2.0,
+        "alpha": 0.5,
+        "on_policy": 0.25,
+    },
     ("schedule", "slanted_triangular"): {"cut_frac": 0.2, "ratio": 10.0},
     ("schedule", "cosine"): {"min_ratio": 0.25},
     ("schedule", "linear"): {"min_ratio": 0.5},

@@ -79,6 +79,9 @@ class CausalModel(LoadedModel):
     @contextmanager
     def sharing(self, batch: Batch) -> Iterator[None]:
         """Run the body with one forward pass of the batch for all that is asked of it."""
+        if self._shared is not None and self._shared[0] is batch:
+            yield
+            return
         self._shared = (batch, None)
         try:
             yield
@@ -116,6 +119,8 @@ class CausalModel(LoadedModel):
     def frozen_head(self) -> Head:
         """Return the head as it is now; a trained one is copied."""
         head = self.head
+        if not any(p.requires_grad for p in self.module.get_output_embeddings().parameters()):  # type: ignore[union-attr]
+            return replace(head, adds_to_grad=False, upstream=None)
         if head.project is not None:
             layer = copy.deepcopy(self.module.get_output_embeddings()).requires_grad_(False)  # type: ignore[union-attr]
             return replace(head, weight_VH=head.weight_VH.detach(), project=layer, adds_to_grad=False)

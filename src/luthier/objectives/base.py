@@ -86,6 +86,16 @@ class Objective(Component):
         return False
 
     @property
+    def learns_from(self) -> str | None:
+        """The model (a folder, a hub id, a run) that the objective learns from; the stage opens it."""
+        return None
+
+    @property
+    def own_answers(self) -> tuple[float, int]:
+        """The share of each step's rows whose answers the model writes itself, and how long these may be."""
+        return 0.0, 0
+
+    @property
     def compares_with_start(self) -> bool:
         """Whether texts that come up in training are compared with the model that training starts from."""
         return False

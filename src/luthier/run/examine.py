@@ -128,6 +128,7 @@ def examine(draft: Draft) -> Examined:
         _split(recipe, found)
         _find_classes(recipe, found)
         found.recipe_problems += _missing_trackers(recipe)
+        found.recipe_problems += _missing_teacher(recipe, draft)
         found.recipe_problems += _lacking_reward(recipe, draft)
         found.recipe_problems += misfits(recipe, found.model, found.data)
     return found
@@ -253,6 +254,17 @@ def _lacking_reward(recipe: Recipe, draft: Draft) -> list[Problem]:
     key = "objective.reward"
     problems = recipe.objective.reward.lacking(lambda path: draft.locate(("objective",), path))
     return [replace(p, what=f"{p.where}: {p.what}" if p.where else p.what, where=recipe.place(key)) for p in problems]
+
+
+def _missing_teacher(recipe: Recipe, draft: Draft) -> list[Problem]:
+    """Return what is wrong with the model that the objective learns from, as far as its folder tells."""
+    from luthier.run.opened import is_run
+
+    name = recipe.objective.located(lambda path: draft.locate(("objective",), path)).learns_from
+    if name is None or is_run(name):
+        return []
+    _, problems = inspect_model(name, draft.base)
+    return [replace(p, what=f"The teacher {name}: {p.what}", where=recipe.place("objective.teacher")) for p in problems]
 
 
 def _missing_trackers(recipe: Recipe) -> list[Problem]:

@@ -33,6 +33,7 @@ from luthier.run.general_rows import own_rows, replayed, restraints_of, summary
 from luthier.run.online import Asking, open_asking, updates_of
 from luthier.run.opened import load_for, with_chosen_method
 from luthier.run.screen import Screen
+from luthier.run.teacher import open_teacher
 from luthier.train.audit import Audit, audit, digests
 from luthier.train.checkpoint import device_peak_bytes, load_checkpoint, require_base, save_checkpoint
 from luthier.train.engine import Engine, Settings
@@ -40,6 +41,7 @@ from luthier.train.features import keep_features
 from luthier.train.frozen_cache import drop_frozen_states, keep_frozen_states
 from luthier.train.hooks.trackers import Tracker, make_trackers
 from luthier.train.microbatch import Cut, auto_cut
+from luthier.train.on_policy import with_own_answers
 from luthier.train.probe import StageProbe
 from luthier.train.reference_logps import keep_reference_logps
 from luthier.train.restraints import needs_start
@@ -110,6 +112,7 @@ def run_stage(recipe: Recipe, found: Examined, run: RunDir, folder: StageDir, sc
     model = load_for(recipe, rendering.tokenizer, _class_names(recipe, folder, data))
     model.packs = model.packs and recipe.packing
     lay_under(model, folder)
+    open_teacher(recipe, model, screen)
     goes_on = read_beginning(folder).goes_on is not None
     if not goes_on:
         _keep_reference(recipe, folder, data, model, screen)
@@ -298,6 +301,7 @@ def _keep_frozen_states(stage: StageRun) -> None:
     settings = stage.engine.settings
     has_more = not stage.recipe.method.keeps_features  # otherwise nothing of the model runs but the head
     has_more = has_more and stage.asking is None  # what is answered never comes again
+    has_more = has_more and not stage.recipe.objective.own_answers[0]
     has_more = has_more and not any(part.is_noisy for part in stage.recipe.regularizers)
     if stage.recipe.cache_frozen and has_more and settings.total_steps > settings.steps_per_epoch:
         tasks = [task.examples for task in stage.data.tasks if task.metric == "loss"]
@@ -367,7 +371,8 @@ def _one_step(stage: StageRun) -> dict[str, float]:
     wall, cpu = time.monotonic(), time.process_time()
     rows = stage.stream.rows(engine.step // stage.updates)
     examples = [stage.data.train[int(i)] for i in rows]
-    examples += replayed(stage.recipe, stage.data.general, engine.step // stage.updates)
+    others = replayed(stage.recipe, stage.data.general, engine.step // stage.updates)
+    examples = with_own_answers(engine, examples, others)
     result = engine.train_step(examples) if stage.asking is None else stage.asking.iterate(engine, examples)
     seconds, cpu_seconds = time.monotonic() - wall, time.process_time() - cpu
     progress.train_seconds += seconds
