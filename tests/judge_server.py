@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 Messages = list[dict[str, str]]
 Verdict = Callable[[Messages], str]
-FAULTS = ("429", "429-date", "500", "503", "cut", "garbage", "no-choices", "slow", "hang-up")
+FAULTS = ("429", "429-date", "500", "503", "cut", "garbage", "no-choices", "slow", "drip", "hang-up")
 
 
 def answer_between(content: str, name: str) -> str:
@@ -46,6 +46,7 @@ class JudgeServer(ThreadingHTTPServer):
         plan: the faults that a question meets before it is answered, by the number of the question.
         paid: answers that were sent whole, by content.
         unreadable: how often each question gets an answer first that is no verdict.
+        break_after: so many answers are given; all that is asked after that gets the status 503.
         hold_after: so many answers are given; who asks after that waits until the process is gone.
     """
 
@@ -60,6 +61,7 @@ class JudgeServer(ThreadingHTTPServer):
         self.headers: list[dict[str, str]] = []
         self.bodies: list[dict] = []
         self.hold_after: int | None = None
+        self.break_after: int | None = None
         self.status: tuple[int, dict[str, str], str] | None = None
         self.holding = 0
         self.lock = threading.Lock()
@@ -97,8 +99,12 @@ class _Handler(BaseHTTPRequestHandler):
             server.requests[key] += 1
             holds = server.hold_after is not None and sum(server.paid.values()) >= server.hold_after
             server.holding += holds
+            breaks = server.break_after is not None and sum(server.paid.values()) >= server.break_after
         if server.status is not None:
             self._send(server.status[0], server.status[2].encode(), server.status[1])
+            return
+        if breaks:
+            self._send(503, b"")
             return
         if holds:
             server.released.wait(30)
@@ -129,6 +135,15 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(200, b'{"error": null}')
         elif fault == "slow":
             self.server.released.wait(0.5)
+            self.close_connection = True
+        elif fault == "drip":  # a byte now and then, so that no single read waits long
+            self.send_response(200)
+            self.send_header("Content-Length", "1000")
+            self.end_headers()
+            for _ in range(12):
+                self.wfile.write(b"{")
+                self.wfile.flush()
+                self.server.released.wait(0.05)
             self.close_connection = True
         elif fault == "hang-up":
             self.close_connection = True

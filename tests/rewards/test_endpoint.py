@@ -20,7 +20,15 @@ from luthier.rewards.judging import endpoint as endpoint_module
 from luthier.rewards.judging.endpoint import Address, Clock, Endpoint, NoAnswer, Reply, chat_url, retry_after
 from luthier.rewards.judging.journal import Journal, content_key
 from luthier.rewards.judging.judge import Judge
-from luthier.rewards.judging.questions import Comparison, Critique, Revision, Scoring, Verification, language_of
+from luthier.rewards.judging.questions import (
+    Comparison,
+    Critique,
+    Revision,
+    Scoring,
+    Verification,
+    default_rubric,
+    language_of,
+)
 from luthier.rewards.judging.rubrics import read_principles, read_rubric
 
 ASK = [{"role": "user", "content": "hello"}]
@@ -159,6 +167,14 @@ def test_a_key_never_travels_in_the_clear_beyond_this_machine(monkeypatch: pytes
     Endpoint(Address("http://[::1]:1/v1", "judge")).close()
     monkeypatch.delenv("OPENAI_API_KEY")
     Endpoint(Address("http://judge.example/v1", "judge")).close()
+
+
+@pytest.mark.parametrize("key", ["sk-a\nsk-b", "sk-ключ", "sk-\x07"])
+def test_a_key_that_is_none_is_refused_without_being_shown(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    with pytest.raises(UserError, match="no key has") as caught:
+        Endpoint(Address("https://judge.example/v1", "judge"))
+    assert "sk-" not in str(caught.value)
 
 
 @pytest.mark.parametrize("url", ["judge.example/v1", "ftp://judge.example", "http://", "", "http://me:pw@host/v1"])
@@ -300,6 +316,7 @@ def test_the_judge_is_spoken_to_in_the_language_of_the_rubric() -> None:
     assert "Judge which" in Comparison("Correct and clear.", "诗", "a", "b").messages()[0]["content"]
     assert Verification("要正确", "p", "a").words() == ("是", "否")
     assert language_of("") == "en"
+    assert "请给对" in Scoring(default_rubric("写一首诗"), "写一首诗", "a").messages()[0]["content"]
 
 
 def test_an_answer_cannot_close_its_own_mark() -> None:

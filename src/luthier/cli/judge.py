@@ -279,11 +279,12 @@ def _ask(tasks: Tasks, judges: Judges, task: Task, out: Path) -> dict[str, objec
     """Ask an endpoint, or for revisions a local model, and write what comes of it."""
     from luthier.evaluate.judging.constitution import revise
     from luthier.evaluate.judging.verdicts import compare, score
-    from luthier.rewards.judging.questions import DEFAULT_RUBRIC
+    from luthier.rewards.judging.questions import default_rubric
     from luthier.rewards.judging.rubrics import read_principles, read_rubric
 
     principles = read_principles(judges.constitution) if judges.constitution is not None else []
-    rubric = read_rubric(judges.rubric) if judges.rubric is not None else DEFAULT_RUBRIC
+    said = " ".join(t.prompt for t in tasks.tasks[:20])
+    rubric = read_rubric(judges.rubric) if judges.rubric is not None else default_rubric(said)
     judge = _open_judge(judges, task, journal_of(out))
     workers = task.concurrency if judges.address is not None else 1
     compares = not task.scores and any(len(t.answers) > 1 for t in tasks.tasks)

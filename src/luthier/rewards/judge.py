@@ -15,7 +15,7 @@ from luthier.rewards.base import Place, Reward, Row, Scorer, Turns
 from luthier.rewards.judging.endpoint import Address, Endpoint, chat_url
 from luthier.rewards.judging.journal import Journal
 from luthier.rewards.judging.judge import Judge, each
-from luthier.rewards.judging.questions import DEFAULT_RUBRIC, Scoring
+from luthier.rewards.judging.questions import Scoring, default_rubric
 from luthier.rewards.judging.rubrics import read_rubric, rubric_problems
 
 JOURNAL = "judge.jsonl"
@@ -95,7 +95,7 @@ class AskedJudge(Reward):
             UserError: the rubric cannot be read, or the address is none.
         """
         chat_url(self.endpoint)
-        rubric = DEFAULT_RUBRIC
+        rubric = None
         if self.rubric is not None:
             rubric = read_rubric(locate(self.rubric, (place.folder, Path.cwd())))
         address = Address(
@@ -115,7 +115,7 @@ class AskedJudge(Reward):
 @dataclass
 class _Judged(Scorer):
     judge: Judge
-    rubric: str
+    rubric: str | None
     scale: tuple[float, float]
     undecided: float
     workers: int
@@ -130,7 +130,10 @@ class _Judged(Scorer):
             UserError: the endpoint refuses.
         """
         low, high = self.scale
-        questions = [Scoring(self.rubric, prompt, answer, low, high) for prompt, answer in zip(prompts, answers)]
+        questions = [
+            Scoring(self.rubric or default_rubric(prompt), prompt, answer, low, high)
+            for prompt, answer in zip(prompts, answers)
+        ]
         values = [self.undecided] * len(questions)
         for done in each(questions, self.judge.verdict, self.workers, self.judge.chat.stop):
             if done.fault is not None:

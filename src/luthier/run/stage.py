@@ -11,7 +11,7 @@ import signal
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -103,11 +103,21 @@ def run_stage(recipe: Recipe, found: Examined, run: RunDir, folder: StageDir, sc
     Raises:
         LuthierError: as each part says; the folder then holds everything up to the last checkpoint.
     """
+    with ExitStack() as opened:
+        return _run_stage(recipe, found, run, folder, screen, opened)
+
+
+def _run_stage(
+    recipe: Recipe, found: Examined, run: RunDir, folder: StageDir, screen: Screen, opened: ExitStack
+) -> dict[str, object]:
+    """Run the stage; what has to be closed however it ends is put into `opened`."""
     started, started_cpu = time.monotonic(), time.process_time()
     announce(recipe, found, run, screen)
     rendering = _open_tokenizer(recipe, found)
     data = render_stage(rendering, found, run, screen)
     asking = open_asking(recipe, folder, data.asked)
+    if asking is not None:
+        opened.callback(asking.scorer.close)
     found.release_rows()
     model = load_for(recipe, rendering.tokenizer, _class_names(recipe, folder, data))
     model.packs = model.packs and recipe.packing
@@ -139,8 +149,6 @@ def run_stage(recipe: Recipe, found: Examined, run: RunDir, folder: StageDir, sc
     chosen = _settle(stage)
     results["after"], after_answers = _measure(stage)
     _drop_frozen_states(stage)
-    if asking is not None:
-        asking.scorer.close()
     write_json(folder.eval, results)
     samples = [{**row, "after": text} for row, text in zip(samples, after_answers)]
     _write_lines(folder, samples)

@@ -125,7 +125,12 @@ class Endpoint:
         if self._key and not is_local and not self.url.startswith("https:"):
             what = f"The key in {address.api_key_env} would travel unencrypted to {self.url}."
             raise UserError(Problem(what, "endpoint", "use https, or unset the variable if no key is needed"))
-        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        if not (self._key.isascii() and self._key.isprintable()):
+            what = f"The key in {address.api_key_env} holds line breaks or characters that no key has."
+            raise UserError(Problem(what, "endpoint", "set the variable again, to the key alone"))
+        headers = {"Accept-Encoding": "identity"}  # a compressed reply could unpack to any size
+        if self._key:
+            headers["Authorization"] = f"Bearer {self._key}"
         # A proxy that the environment names is not asked for what runs on this machine.
         self._client = httpx.Client(
             headers=headers, timeout=address.timeout, follow_redirects=False, trust_env=not is_local

@@ -98,7 +98,7 @@ class Journal:
         except OSError as error:
             file.close()
             what = "Another process is writing to this journal."
-            raise RunError(Problem(what, str(path), "wait until it has ended, or choose another --out")) from error
+            raise RunError(Problem(what, str(path), "wait until it has ended, or write elsewhere")) from error
         file.seek(0)
         whole = 0
         for number, line in enumerate(file, 1):

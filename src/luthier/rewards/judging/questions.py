@@ -16,7 +16,10 @@ from luthier.rewards.judging.endpoint import Messages
 
 Language = Literal["en", "zh"]
 Winner = Literal["first", "second", "tie"]
-DEFAULT_RUBRIC = "The better answer does what was asked, is correct, and is clear. Length alone is no merit."
+_DEFAULT = {
+    "en": "The better answer does what was asked, is correct, and is clear. Length alone is no merit.",
+    "zh": "更好的回答完成了要求，内容正确，表达清楚。篇幅长本身不是优点。",
+}
 
 _COMPARE = {
     "en": """Judge which of two answers to a request is better.
@@ -251,6 +254,11 @@ class Revision:
     def read(self, text: str) -> str | None:
         """Return the text without a model's thoughts; None where nothing is left."""
         return spoken(text) or None
+
+
+def default_rubric(text: str) -> str:
+    """Return what to judge by where no rubric is named, in the language of the text."""
+    return _DEFAULT[language_of(text)]
 
 
 def mended(messages: Messages, said: str, language: Language) -> list[dict[str, str]]:
