@@ -45,3 +45,27 @@ def test_a_run_whose_judge_fell_silent_goes_on_as_if_nothing_had_happened(
     assert torn.paid == whole.paid
     assert metrics(tmp_path / "torn" / "run") == metrics(tmp_path / "whole" / "run")
     assert len({row["reward"] for row in metrics(tmp_path / "whole" / "run")}) > 1
+
+
+def test_a_run_of_a_reward_model_judges_rows_and_rewards_another_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], family_folder: Callable[[str], Path]
+) -> None:
+    model = family_folder("llama")
+    rows = [{"prompt": f"w{i} ", "chosen": "w40 w41 w42", "rejected": f"w{i + 20} w50"} for i in range(4, 28)]
+    pairs = write_rows(tmp_path / "pairs.jsonl", rows)
+    recipe = write_recipe(tmp_path / "scored", model, data=str(pairs), objective="reward", samples=0, max_steps=12)
+    assert luthier(capsys, "train", recipe).code == 0
+    scored = tmp_path / "scored" / "run"
+    said = luthier(capsys, "judge", pairs, "--judge", scored, "--out", tmp_path / "again.jsonl", "--json")
+    assert said.code == 0, said.err
+    judged = [json.loads(line) for line in (tmp_path / "again.jsonl").read_text().splitlines()]
+    assert sum(row["chosen"] == "w40 w41 w42" for row in judged) >= 0.9 * len(rows)
+    reward = {"kind": "sum", "parts": [{"kind": "model", "path": "scored/run"}, "exact_match"], "weights": [1.0, 0.0]}
+    objective = {"kind": "grpo", "reward": reward, "num_generations": 4, "max_new_tokens": 4}
+    prompts = write_rows(tmp_path / "prompts.jsonl", [{"prompt": row["prompt"], "answer": "w40"} for row in rows])
+    recipe = tmp_path / "grpo.json"
+    values = {"model": str(model), "method": "lora", "objective": objective, "data": str(prompts), "max_steps": 2}
+    recipe.write_text(json.dumps({**values, "batch_size": 4, "samples": 0, "run": str(tmp_path / "run")}))
+    said = luthier(capsys, "train", recipe)
+    assert said.code == 0, said.err
+    assert len({row["reward"] for row in metrics(tmp_path / "run")}) == 2

@@ -149,6 +149,7 @@ FAULTS = [
     ("def score(p, a, r):\n    return ['1', 2]\n", r"returned '1' for answer 1"),
     ("def score(p, a, r):\n    return 3\n", r"returned int in place of a list of 2 numbers"),
     ("def score(p):\n    return 3\n", r"The reward function broke: TypeError"),
+    ("import sys\nsys.exit(0)\n", r"rewards.py:2: The reward function broke: SystemExit"),
 ]
 
 

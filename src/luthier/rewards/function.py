@@ -108,7 +108,7 @@ class _Called(Scorer):
         """
         try:
             values = self.function(list(prompts), list(answers), [dict(row) for row in rows])
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise _broken(self.file, error) from error
         return self._numbers(values, len(answers))
 
@@ -158,7 +158,7 @@ def _run(file: Path) -> ModuleType:
     sys.path.insert(0, str(file.parent))
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _broken(file, error) from error
     finally:
         with contextlib.suppress(ValueError):  # the file may have taken it out itself
@@ -166,7 +166,7 @@ def _run(file: Path) -> ModuleType:
     return module
 
 
-def _broken(file: Path, error: Exception) -> RecipeError:
+def _broken(file: Path, error: BaseException) -> RecipeError:
     """Return the user's message for a fault in their file: the deepest line of it that was being run."""
     lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(file)]
     line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
