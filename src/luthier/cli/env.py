@@ -31,6 +31,7 @@ PURPOSES = {
     "wandb": "log_to: wandb",
     "quantization": "method: qlora, optimizer: adamw_8bit",
     "mlflow": "log_to: mlflow",
+    "web": "luthier label",
     "dev": "work on Luthier itself",
 }
 _REQUIREMENT = re.compile(r"""^([A-Za-z0-9._-]+).*;.*\bextra\s*==\s*['"]([A-Za-z0-9._-]+)['"]""")

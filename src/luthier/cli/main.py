@@ -347,6 +347,31 @@ def judge(
 
 
 @app.command()
+def label(
+    targets: Annotated[
+        list[str] | None, typer.Argument(metavar="RUN", help="One or two runs, or models: whose answers are compared.")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", help="The file of preferences.")] = Path("preferences.jsonl"),
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="The port here; 0 takes any.")] = 7870,
+    data: Annotated[
+        str | None, typer.Option("--data", help="Prompts to answer; without runs, rows with two answers each.")
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="The most prompts.")] = 50,
+    temperature: Annotated[float, typer.Option("--temperature", min=0, help="How freely answers are drawn.")] = 0.8,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="The longest answer.")] = 128,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Decides the answers.")] = 0,
+    json: AsJson = False,
+) -> None:
+    """Compare answers on a page of this machine, blind and by keyboard; preference data come of it.
+
+    Example: luthier label runs/a runs/b --out preferences.jsonl
+    """
+    from luthier.cli import label as verb
+
+    verb.run(targets or [], out, port, data, verb.Sampled(limit, temperature, max_new_tokens, seed), json)
+
+
+@app.command()
 def doctor(
     data: Annotated[str, typer.Argument(metavar="DATA", help="A file, a folder, a pattern, or starter:NAME.")],
     evaluation: Annotated[

@@ -1,0 +1,1 @@
+"""`luthier label`: a person says which of two answers is better."""
