@@ -134,16 +134,17 @@ class _Handler(BaseHTTPRequestHandler):
         elif fault == "no-choices":
             self._send(200, b'{"error": null}')
         elif fault == "slow":
-            self.server.released.wait(0.5)
+            self.server.released.wait(5)
             self.close_connection = True
         elif fault == "drip":  # a byte now and then, so that no single read waits long
             self.send_response(200)
             self.send_header("Content-Length", "1000")
             self.end_headers()
-            for _ in range(12):
+            for _ in range(100):
                 self.wfile.write(b"{")
                 self.wfile.flush()
-                self.server.released.wait(0.05)
+                if self.server.released.wait(0.05):
+                    break
             self.close_connection = True
         elif fault == "hang-up":
             self.close_connection = True

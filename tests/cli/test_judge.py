@@ -120,7 +120,7 @@ def test_a_flaky_endpoint_loses_nothing_and_is_paid_once(tmp_path: Path, capsys:
     data, out = write_rows(tmp_path / "pairs.jsonl", ROWS), tmp_path / "prefs.jsonl"
     plan = [(), *((fault,) for fault in FAULTS), ("500", "cut"), ("429", "garbage", "hang-up")]
     with serving(JudgeServer(longer_wins, plan=plan)) as server:
-        said = luthier(capsys, "judge", data, *ask(server, out, "--json", "--timeout", 0.3))
+        said = luthier(capsys, "judge", data, *ask(server, out, "--json", "--timeout", 1.5))
         assert said.code == 0, said.err
         assert said.json["kept"] == 11
         assert said.json["retried"] == sum(server.requests.values()) - 24

@@ -43,7 +43,7 @@ def _no_key(monkeypatch: pytest.MonkeyPatch) -> None:
 def quick(server: JudgeServer, slept: list[float] | None = None, **changes: object) -> Endpoint:
     """Return an endpoint that notes how long it would have slept."""
     kept = [] if slept is None else slept
-    address = Address(server.url, "judge", **{"timeout": 0.2, **changes})  # type: ignore[arg-type]
+    address = Address(server.url, "judge", **{"timeout": 1.0, **changes})  # type: ignore[arg-type]
     return Endpoint(address, Clock(time.monotonic, kept.append))
 
 
@@ -53,7 +53,9 @@ def quick(server: JudgeServer, slept: list[float] | None = None, **changes: obje
 @pytest.mark.parametrize("fault", FAULTS)
 def test_every_fault_is_met_by_asking_again_and_paid_once(fault: str) -> None:
     with serving(JudgeServer(lambda m: ECHO, plan=[[fault]])) as server:
+        started = time.monotonic()
         reply = quick(server).ask(ASK)
+        assert time.monotonic() - started < 4, "the whole reply has to come in time, not each byte"
     assert reply == Reply(ECHO, 100, 10)
     assert list(server.paid.values()) == [1]
     assert list(server.requests.values()) == [2]
@@ -373,7 +375,7 @@ def test_principles_are_items_or_paragraphs(tmp_path: Path) -> None:
 
 def test_a_judge_as_reward_scores_between_0_and_1_and_is_not_paid_twice(tmp_path: Path) -> None:
     with serving(JudgeServer(score_by_length, plan=[["500"], [], ["429"]])) as server:
-        keys = {"kind": "judge", "endpoint": server.url, "model": "judge", "timeout": 0.5}
+        keys = {"kind": "judge", "endpoint": server.url, "model": "judge", "timeout": 10}
         answers = ["x" * 10, "x" * 1, "x" * 1, "x" * 4]
         reward = build_reward(keys)
         for _ in range(2):  # the second time as a resumed run

@@ -292,7 +292,7 @@ def retry_after(value: str | None, now: datetime.datetime | None = None) -> floa
 def _bounded(response: httpx.Response, deadline: float, clock: Clock) -> bytes:
     """Read a reply that may be neither too long nor drip for ever: httpx limits the time between two bytes only."""
     content = bytearray()
-    for piece in response.iter_bytes(65536):
+    for piece in response.iter_bytes():
         content += piece
         if len(content) > MAX_BYTES:
             raise _Fault(f"the reply is longer than {MAX_BYTES // 2**20} MiB")
