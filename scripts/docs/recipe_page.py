@@ -149,12 +149,15 @@ def page(words: Words, texts: Mapping[str, Mapping[str, str]] | None = None) -> 
     for part, title in words.parts.items():
         lines += ["", f"## {title}", *_table(part, parts[part], words, texts)]
     for family in FAMILIES:
-        lines += ["", f"## `{family}`"]
+        lines += ["", f"## `{'regularizers' if family == 'regularizer' else family}`"]
         if family == "method":
             lines += [words.more, "", *_methods(words)]
             continue
         for kind in kinds(family):
-            lines += ["", f"### {words.component.format(family=family, kind=kind)}"]
+            component = words.component.format(family=family, kind=kind)
+            # A recipe has a list of them.
+            component = f"`regularizers: [{{kind: {kind}}}]`" if family == "regularizer" else component
+            lines += ["", f"### {component}"]
             lines += _table(f"{family}.{kind}", parts[f"{family}.{kind}"], words, texts)
     return "\n".join(lines) + "\n"
 

@@ -57,6 +57,7 @@ def test_the_help_names_every_verb(capsys: pytest.CaptureFixture[str]):
         "show",
         "methods",
         "judge",
+        "label",
         "doctor",
         "env",
     ]

@@ -22,6 +22,7 @@ from luthier.data.spec import DataSpec
 from luthier.run.config import EvalTask, ModelSpec, Recipe, parse_recipe
 from luthier.run.draft import read_draft
 from luthier.run.examine import examine
+from luthier.run.pipeline import Gate, StageKeys, examine_pipeline, has_stages, read_pipeline
 from luthier.run.schema import FAMILIES
 
 ROOT = Path(__file__).parents[2]
@@ -88,30 +89,40 @@ MAKE = [command for command in commands() if command[1].startswith("make ")]
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
 def test_an_example_passes_the_check(path: Path) -> None:
     has_weights = (Path(luthier.__file__).parent / "starter" / "model.safetensors").is_file()
-    found = examine(read_draft(path, [] if has_weights else ["model.from_scratch=true"]))
-    assert found.problems == []
+    overrides = [] if has_weights else ["model.from_scratch=true"]
+    if has_stages(path):
+        assert examine_pipeline(read_pipeline(path, overrides)).problems == []
+    else:
+        assert examine(read_draft(path, overrides)).problems == []
     assert f"luthier train examples/{path.name}" in path.read_text(encoding="utf-8")
 
 
 def test_every_method_and_objective_has_an_example() -> None:
     recipes = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in EXAMPLES]
+    recipes += [{**recipe, **stage} for recipe in recipes for stage in recipe.get("stages", ())]
+    recipes = [recipe for recipe in recipes if "stages" not in recipe or "objective" in recipe]
     words = [{r["method"] if isinstance(r["method"], str) else r["method"]["kind"] for r in recipes}]
     compared = yaml.safe_load(COMPARISON.read_text(encoding="utf-8"))["variants"].values()
     words[0] |= {said if isinstance(said, str) else said["method"]["kind"] for said in compared}
-    words.append({r["objective"] if isinstance(r["objective"], str) else r["objective"]["kind"] for r in recipes})
+    goals = [r.get("objective", "sft") for r in recipes]
+    words.append({goal if isinstance(goal, str) else goal["kind"] for goal in goals})
     assert words == [set(kinds("method")), set(kinds("objective"))]
 
 
 @pytest.mark.parametrize("block", all_blocks("yaml"), ids=str)
-def test_a_recipe_on_a_page_parses(block: Block) -> None:
+def test_a_recipe_on_a_page_parses(block: Block, tmp_path: Path) -> None:
     values = yaml.safe_load(block.text)
+    if "stages" in values:
+        (tmp_path / "line.yaml").write_text(block.text, encoding="utf-8")
+        assert examine_pipeline(read_pipeline(tmp_path / "line.yaml")).problems == []
+        return
     assert {"model", "method", "data"} <= values.keys(), "a yaml block of the pages is a whole recipe"
     if block.page.name not in OWN_EXAMPLES:
         parse_recipe(values)
 
 
 def test_pages_mention_no_key_that_does_not_exist() -> None:
-    parts = [Recipe, ModelSpec, DataSpec, EvalTask]
+    parts = [Recipe, ModelSpec, DataSpec, EvalTask, StageKeys, Gate]
     parts += [cls for family in FAMILIES for cls in kinds(family).values()]
     known = {name for part in parts for name in part.model_fields}
     # Not keys of a recipe: fields of a data row, a tensor's shape.

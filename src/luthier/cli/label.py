@@ -8,10 +8,10 @@ from pathlib import Path
 
 from luthier.cli.messages import print_json, stderr, stdout
 from luthier.core.errors import Problem, RunError, UserError
-from luthier.web.label.journal import Journal
-from luthier.web.label.pairs import Pair, make_pair, read_pairs, write_pairs
-from luthier.web.label.results import tally, write_results
-from luthier.web.label.server import Desk, kept_token, serve
+from luthier.serve.label.journal import Journal
+from luthier.serve.label.pairs import Pair, make_pair, read_pairs, write_pairs
+from luthier.serve.label.results import tally, write_results
+from luthier.serve.label.server import Desk, kept_token, serve
 
 
 @dataclass(frozen=True)

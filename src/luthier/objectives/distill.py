@@ -56,6 +56,7 @@ class Distill(Objective):
     summary: ClassVar[str] = (
         "Learn what a teacher model expects at every word, on the data or on the student's own answers."
     )
+    example: ClassVar[dict[str, object]] = {"teacher": "starter"}
     paper: ClassVar[str] = "Hinton et al. 2015, arXiv:1503.02531; Agarwal et al. 2024, arXiv:2306.13649"
     equation: ClassVar[str] = "α·T²·D(p, q) + (1 − α)·(−log q(y))"
     when: ClassVar[str] = "A small model is to do what a large one with the same tokenizer does."
@@ -88,8 +89,8 @@ class Distill(Objective):
         return self.model_copy(update={"teacher": str(place)}) if is_path else self
 
     def problems(self, facts: StageFacts) -> list[Problem]:
-        if self.on_policy or "max_new_tokens" not in self.model_fields_set:
-            return []
+        if self.on_policy or self.max_new_tokens == type(self).model_fields["max_new_tokens"].default:
+            return []  # a recipe that a run has kept names every field
         what = "max_new_tokens has no effect: without on_policy the student writes no answers."
         return [Problem(what, "objective.max_new_tokens", "remove it, or set on_policy: 0.5")]
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from luthier.core.rundir import write_atomic
-from luthier.web.label.journal import Choice, Said
-from luthier.web.label.pairs import Pair
+from luthier.serve.label.journal import Choice, Said
+from luthier.serve.label.pairs import Pair
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import BaseModel, Field
 
 from luthier.core.errors import MissingExtra
-from luthier.web.label.journal import Journal
-from luthier.web.label.pairs import Pair, is_swapped, order_for
-from luthier.web.label.results import tally, write_results
+from luthier.serve.label.journal import Journal
+from luthier.serve.label.pairs import Pair, is_swapped, order_for
+from luthier.serve.label.results import tally, write_results
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -119,7 +119,7 @@ def make_app(desk: Desk, port: int) -> FastAPI:
     @app.get("/", response_model=None)
     def page() -> object:
         nonce = secrets.token_urlsafe(12)
-        text = (files("luthier.web.label") / "page.html").read_text(encoding="utf-8").replace("{{nonce}}", nonce)
+        text = (files("luthier.serve.label") / "page.html").read_text(encoding="utf-8").replace("{{nonce}}", nonce)
         policy = f"default-src 'none'; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'; connect-src 'self'"
         return HTMLResponse(text, headers={"Content-Security-Policy": policy + "; base-uri 'none'; form-action 'none'"})
 

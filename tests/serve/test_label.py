@@ -23,10 +23,10 @@ from hypothesis import strategies as st
 from luthier.core.errors import RunError
 from luthier.data.load import load_records
 from luthier.data.spec import DataSpec
-from luthier.web.label.journal import Journal
-from luthier.web.label.pairs import Pair, is_swapped, make_pair, order_for, read_pairs, write_pairs
-from luthier.web.label.results import krippendorff_alpha, tally
-from luthier.web.label.server import Desk, make_app
+from luthier.serve.label.journal import Journal
+from luthier.serve.label.pairs import Pair, is_swapped, make_pair, order_for, read_pairs, write_pairs
+from luthier.serve.label.results import krippendorff_alpha, tally
+from luthier.serve.label.server import Desk, make_app
 from recipes import luthier, write_recipe, write_rows
 
 PORT = 7899
