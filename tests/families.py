@@ -207,7 +207,7 @@ def build_classifier(name: str, seed: int = 0, **changes: object) -> PreTrainedM
     """Return a family's model with a head for `CLASSES`."""
     torch.manual_seed(seed)
     names = dict(enumerate(CLASSES))
-    settings = config(name, id2label=names, label2id={n: i for i, n in names.items()}, **changes)
+    settings = config(name, **{"id2label": names, "label2id": {n: i for i, n in names.items()}, **changes})
     return enlarge(AutoModelForSequenceClassification.from_config(settings, dtype=torch.float32), seed)
 
 

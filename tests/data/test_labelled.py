@@ -56,7 +56,7 @@ def test_labelled_rows_are_recognised_by_their_columns(
         ({"text": "a", "label": None}, "is null"),
         ({"text": "a", "label": "  "}, "should be a word"),
         ({"text": "a"}, "is missing"),
-        ({"text": "a", "label": ["x", "y"]}, "several labels"),
+        ({"text": "a", "label": ["x", 1.5]}, "whole number"),
         ({"text": "a", "label": 0.5}, "should be a word"),
         ({"text": " ", "label": "x"}, "is empty"),
     ],

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 from luthier.data import turns
-from luthier.data.formats import EXAMPLES, Format
+from luthier.data.formats import EXAMPLES, FLAG, Format, is_flag
 from luthier.data.problems import ProblemLog
 from luthier.data.readers import Row
 from luthier.data.records import Conversation, Labelled, PromptAnswer, Record, Text
@@ -90,8 +92,58 @@ def _text(row: Row, form: Format, log: ProblemLog) -> Record | None:
 def _labelled(row: Row, form: Format, log: ProblemLog) -> Record | None:
     text = _string(row, form, "text", log)
     pair = _string(row, form, "pair", log, required="pair" in form.columns)
-    label = _label(row, form.columns["label"], log)
-    return None if text is None or pair is None or label is None else Labelled(text, pair, label, row.source)
+    if "label" not in form.columns:
+        labels = _flags(row, form, log)
+    elif isinstance(row.value.get(form.columns["label"]), list):
+        labels = _labels(row, form.columns["label"], log)
+    else:
+        label = _label(row, form.columns["label"], log)
+        return None if text is None or pair is None or label is None else Labelled(text, pair, label, row.source)
+    if text is None or pair is None or labels is None:
+        return None
+    return Labelled(text, pair, ", ".join(labels), row.source, labels=labels)
+
+
+def _labels(row: Row, column: str, log: ProblemLog) -> tuple[str, ...] | None:
+    """Return the classes of a row with a list of them, each once; None after logging."""
+    found = [_label(Row({column: value}, row.source), column, log) for value in row.value[column]]  # type: ignore[union-attr]
+    return None if None in found else tuple(dict.fromkeys(str(label) for label in found))
+
+
+def _flags(row: Row, form: Format, log: ProblemLog) -> tuple[str, ...] | None:
+    """Return the classes whose columns say yes; None after logging."""
+    columns = [column for field, column in form.columns.items() if field.startswith(FLAG)]
+    wrong = next((column for column in columns if not is_flag(row.value.get(column))), None)
+    if wrong is not None:
+        what = (
+            f'The label "{wrong}" should be 0 or 1, as in the rows before it, got {turns.shown(row.value.get(wrong))}.'
+        )
+        log.add("label", what, row.source, REMOVE)
+        return None
+    return tuple(c for c in columns if str(row.value.get(c)).strip().lower() in ("1", "1.0", "true"))
+
+
+def _scored(row: Row, form: Format, log: ProblemLog) -> Record | None:
+    text = _string(row, form, "text", log)
+    pair = _string(row, form, "pair", log, required="pair" in form.columns)
+    value = _number(row, form.columns["score"], log)
+    if text is None or pair is None or value is None:
+        return None
+    return Labelled(text, pair, f"{value:g}", row.source, value=value)
+
+
+def _number(row: Row, column: str, log: ProblemLog) -> float | None:
+    """Return a finite number, also one that is written as text (as in CSV); None after logging."""
+    value = row.value.get(column)
+    try:
+        number = math.nan if isinstance(value, bool) or value is None else float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        number = math.nan
+    if math.isfinite(number):
+        return number
+    state = "is missing" if column not in row.value else f"should be a number, got {turns.shown(value)}"
+    log.add("score", f'"{column}" {state}.', row.source, "mend or remove the row; words are for objective: classify")
+    return None
 
 
 def _label(row: Row, column: str, log: ProblemLog) -> str | None:
@@ -106,9 +158,6 @@ def _label(row: Row, column: str, log: ProblemLog) -> str | None:
     if value is None or value == "":
         state = "is missing" if column not in row.value else "is null" if value is None else "is empty"
         log.add("label", f'The label "{column}" {state}.', row.source, REMOVE)
-    elif isinstance(value, list):
-        what = f'The label "{column}" is a list: several labels for one row are not supported.'
-        log.add("label", what, row.source, "write one label in each row")
     else:
         what = f'The label "{column}" should be a word or a whole number, got {turns.shown(value)}.'
         log.add("label", what, row.source, "classes are told apart by name; a measured quantity is none")
@@ -133,4 +182,11 @@ def _conversation(row: Row, form: Format, log: ProblemLog, needs_answer: bool) -
     return turns.read(value, system, row.source, log, column, needs_answer)
 
 
-_MAKE = {"alpaca": _instruction, "dolly": _instruction, "flan": _pair, "text": _text, "labelled": _labelled}
+_MAKE = {
+    "alpaca": _instruction,
+    "dolly": _instruction,
+    "flan": _pair,
+    "text": _text,
+    "labelled": _labelled,
+    "scored": _scored,
+}

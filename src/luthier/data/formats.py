@@ -7,7 +7,8 @@ every row is then checked against what was recognised (`convert`). Columns that 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from luthier.core.errors import DataError, Problem, did_you_mean
 from luthier.data import turns
@@ -87,6 +88,16 @@ LABELLED = Shape(
     {"pair": ()},  # a pair's column names come together, below
     '{"text": "…", "label": "…"}',
 )
+SCORED = Shape(
+    "scored",
+    {
+        "text": LABELLED.fields["text"],
+        "score": ("score", "label", "target", "value", "rating", "stars", "labels", "similarity", "grade", "y"),
+    },
+    {"pair": ()},
+    '{"text": "…", "score": 3.5}',
+)
+"""Texts, or pairs of them, with a number each."""
 TEXT_PAIRS = (
     ("sentence1", "sentence2"),
     ("premise", "hypothesis"),
@@ -97,9 +108,11 @@ TEXT_PAIRS = (
     ("question", "sentence"),
 )
 """Usual column names of the two texts of a pair."""
-BY_NAME = {shape.name: shape for shape in (*SHAPES, LABELLED)} | {"sharegpt": SHAPES[0]}
+BY_NAME = {shape.name: shape for shape in (*SHAPES, LABELLED, SCORED)} | {"sharegpt": SHAPES[0]}
 EXAMPLES = {name: shape.example for name, shape in BY_NAME.items()}
 LONG_NAME = 40
+FLAG = "class "
+"""Begins the name of the part that a column of 0 and 1 plays: whether the class that it is called after applies."""
 
 
 @dataclass(frozen=True)
@@ -125,17 +138,21 @@ def columns_of(rows: Sequence[Row]) -> list[str]:
 
 
 def recognise(
-    rows: Sequence[Row], mapping: Mapping[str, str | int], forced: str, where: str, labelled: bool = False
+    rows: Sequence[Row],
+    mapping: Mapping[str, str | int],
+    forced: str,
+    where: str,
+    labelled: Literal["classes", "numbers"] | None = None,
 ) -> Format:
-    """Return how to read rows like these. `labelled`: they are to be classified, so only that shape is tried.
+    """Return how to read rows like these. `labelled`: what they are labelled with, so that only that shape is tried.
 
     Raises:
         DataError: no shape fits, the rows serve another objective, or `columns` names what is not there.
     """
     present = columns_of(rows)
     wanted = {field: str(column) for field, column in mapping.items()}
-    shapes = (LABELLED,) if labelled else SHAPES
-    shapes = shapes if forced == "auto" else (BY_NAME[forced],)
+    shapes = (SCORED if labelled == "numbers" else LABELLED,) if labelled else SHAPES
+    shapes = shapes if forced == "auto" or labelled == "numbers" else (BY_NAME[forced],)
     _check_mapping(wanted, present, shapes, where)
     if not wanted and forced == "auto" and not labelled:
         _refuse_other_objectives(present, where)
@@ -143,9 +160,27 @@ def recognise(
         columns = _fit(shape, present, wanted) if set(wanted) <= shape.parts else None
         if columns is not None and (forced != "auto" or wanted or _looks_right(shape, columns, rows)):
             return _format(shape, columns, present, rows)
+    flagged = _flagged(rows, present, wanted) if labelled == "classes" and "label" not in wanted else None
+    if flagged is not None:
+        return _format(LABELLED, flagged, present, rows)
     if forced != "auto":
         raise DataError(_does_not_fit(BY_NAME[forced], forced, listed(rows, present), wanted, where))
-    raise DataError(_not_labelled(rows, present, where) if labelled else _unrecognised(rows, present, where))
+    raise DataError(_not_labelled(rows, present, shapes[0], where) if labelled else _unrecognised(rows, present, where))
+
+
+def _flagged(rows: Sequence[Row], present: Sequence[str], wanted: Mapping[str, str]) -> dict[str, str] | None:
+    """Return the columns of rows that have one column of 0 and 1 for each class; None where they have not."""
+    texts = _fit(replace(LABELLED, fields={"text": LABELLED.fields["text"]}), present, wanted)
+    if texts is None:
+        return None
+    left = [column for column in present if column not in texts.values()]
+    flags = [column for column in left if all(is_flag(row.value.get(column)) for row in rows)]
+    return {**texts, **{f"{FLAG}{column}": column for column in flags}} if len(flags) > 1 else None
+
+
+def is_flag(value: object) -> bool:
+    """Return whether a value says yes or no: true and false, 0 and 1, also as text."""
+    return str(value).strip().lower() in ("0", "1", "0.0", "1.0", "true", "false")
 
 
 def fit_shape(shape: Shape, present: Sequence[str], wanted: Mapping[str, str], where: str) -> dict[str, str] | None:
@@ -167,7 +202,7 @@ def _fit(shape: Shape, present: Sequence[str], wanted: Mapping[str, str]) -> dic
         if pair is None:
             return None
         usual |= {"prompt": (pair[0],), "answer": (pair[1],)}
-    if shape is LABELLED and not {"text", "pair"} & set(wanted):
+    if shape.name in ("labelled", "scored") and not {"text", "pair"} & set(wanted):
         both = next((p for p in TEXT_PAIRS if set(p) <= set(actual)), None)
         if both is not None:
             usual |= {"text": (both[0],), "pair": (both[1],)}
@@ -281,14 +316,19 @@ def _unrecognised(rows: Sequence[Row], present: Sequence[str], where: str) -> Pr
     return Problem(what, where, f"{remedy}. Known formats: {known}")
 
 
-def _not_labelled(rows: Sequence[Row], present: Sequence[str], where: str) -> Problem:
+def _not_labelled(rows: Sequence[Row], present: Sequence[str], shape: Shape, where: str) -> Problem:
     longest = max(present, key=lambda c: _text_length(rows, c), default="COLUMN")
     others = [c for c in present if c != longest]
-    label = next((c for c in LABELLED.fields["label"] if c in others), others[0] if others else "COLUMN")
-    remedy = f"say which column is which: columns: {{text: {longest}, label: {label}}}"
+    part = "score" if shape is SCORED else "label"
+    label = next((c for c in shape.fields[part] if c in others), others[0] if others else "COLUMN")
+    remedy = f"say which column is which: columns: {{text: {longest}, {part}: {label}}}"
     if any(len(c) > LONG_NAME or c.count(" ") > 2 for c in present):
-        remedy = "the first line looks like data; without a header line, give positions: columns: {text: 1, label: 2}"
+        remedy = (
+            f"the first line looks like data; without a header line, give positions: columns: {{text: 1, {part}: 2}}"
+        )
     needs = f"Classification needs a text and its label, like {LABELLED.example}."
+    if shape is SCORED:
+        needs = f"Regression needs a text and a number, like {SCORED.example}."
     what = f"{needs} Columns found: {listed(rows, present)}."
     return Problem(what, where, remedy)
 

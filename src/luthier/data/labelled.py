@@ -26,6 +26,11 @@ if TYPE_CHECKING:
 SHOWN_CLASSES = 12
 
 
+def several(index: int, what: str = "class") -> str:
+    """Return the name of the number that says of a row whether a class applies, or what it weighs."""
+    return f"{what}_{index:05d}"
+
+
 @dataclass(frozen=True)
 class Classes:
     """The classes of a data set; a class's number is its place.
@@ -34,11 +39,15 @@ class Classes:
         labels: as the data write them.
         names: as the model and the screen call them.
         counts: rows of each in the training data.
+        is_multi: a row may have several of them, or none.
+        rows: of the training data.
     """
 
     labels: tuple[str, ...]
     names: tuple[str, ...]
     counts: tuple[int, ...]
+    is_multi: bool = False
+    rows: int = 0
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -51,7 +60,10 @@ class Classes:
         return ", ".join(shown) + more
 
     def balanced_weights(self) -> tuple[float, ...]:
-        """Return n / (classes · n of the class): the mean over the training rows is 1."""
+        """Return n / (classes · n of the class), whose mean over the training rows is 1; of classes of which a row may
+        have several, how many rows are without it for each row that has it."""
+        if self.is_multi:
+            return tuple((self.rows - count) / count if count else 1.0 for count in self.counts)
         seen = sum(count > 0 for count in self.counts)
         return tuple(sum(self.counts) / (seen * count) if count else 0.0 for count in self.counts)
 
@@ -70,10 +82,13 @@ def find_classes(
     Raises:
         DataError: fewer than two classes, or a name for a label that no row has.
     """
-    counted = Counter(record.label for record in records if isinstance(record, Labelled))
+    labelled = [record for record in records if isinstance(record, Labelled)]
+    is_multi = any(record.labels is not None for record in labelled)
+    counted = Counter(label for record in labelled for label in record.every_label)
     first = records[0].source if records else "data"
     if len(counted) < 2:
-        only = f'every row has the label "{next(iter(counted))}"' if counted else "there are no labelled rows"
+        only = f'the only label is "{next(iter(counted))}"' if is_multi and counted else ""
+        only = only or f'every row has the label "{next(iter(counted))}"' if counted else "there are no labelled rows"
         raise DataError(Problem(f"A classifier needs two classes; {only}.", first, "add rows of another class"))
     if 2 * len(counted) > len(records) and len(counted) > 20:
         what = f"{len(records):,} rows have {len(counted):,} different labels, so hardly any class has two rows."
@@ -85,11 +100,11 @@ def find_classes(
     kept = _kept_classes(config or {}, counted) if not names else None
     if kept is not None:
         labels, shown = kept
-        return Classes(labels, shown, tuple(counted[label] for label in labels))
+        return Classes(labels, shown, tuple(counted[label] for label in labels), is_multi, len(labelled))
     whole = all(label.removeprefix("-").isdecimal() for label in counted)
     ordered = tuple(sorted(counted, key=int) if whole else sorted(counted))
     shown = tuple(names.get(label, label) for label in ordered)
-    return Classes(ordered, shown, tuple(counted[label] for label in ordered))
+    return Classes(ordered, shown, tuple(counted[label] for label in ordered), is_multi, len(labelled))
 
 
 def _kept_classes(
@@ -109,18 +124,19 @@ def _kept_classes(
     return None
 
 
-def fit_classes(labels: Mapping[str, str], records: Sequence[Record]) -> Classes:
+def fit_classes(labels: Mapping[str, str], records: Sequence[Record], is_multi: bool = False) -> Classes:
     """Return a trained model's classes as rows write them: by label, by name, or by number.
 
     Args:
         labels: label → name, in the order of the logits.
+        is_multi: the model says of each class whether it applies.
 
     Raises:
         DataError: rows of other classes.
     """
-    seen = {record.label for record in records if isinstance(record, Labelled)}
+    seen = {label for record in records if isinstance(record, Labelled) for label in record.every_label}
     names, numbers = tuple(labels.values()), tuple(map(str, range(len(labels))))
-    ways = [Classes(way, names, (0,) * len(names)) for way in (tuple(labels), names, numbers)]
+    ways = [Classes(way, names, (0,) * len(names), is_multi) for way in (tuple(labels), names, numbers)]
     fitting = next((way for way in ways if seen <= set(way.labels)), None)
     if fitting is None:
         raise DataError(*unknown_labels(records, ways[0]))
@@ -132,8 +148,9 @@ def unknown_labels(records: Sequence[Record], classes: Classes) -> list[Problem]
     known = set(classes.labels)
     first: dict[str, str] = {}
     for record in records:
-        if isinstance(record, Labelled) and record.label not in known:
-            first.setdefault(record.label, record.source)
+        for label in record.every_label if isinstance(record, Labelled) else ():
+            if label not in known:
+                first.setdefault(label, record.source)
     listed = ", ".join(classes.labels[:20])
     return [
         Problem(
@@ -143,6 +160,43 @@ def unknown_labels(records: Sequence[Record], classes: Classes) -> list[Problem]
         )
         for label, source in list(first.items())[:20]
     ]
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """What texts are rated with.
+
+    Attributes:
+        scale: what errors are divided by while they are learnt.
+        mean, low, high: of the training rows, for the screen.
+    """
+
+    scale: float
+    mean: float
+    low: float
+    high: float
+
+    @property
+    def in_short(self) -> str:
+        return f"{self.low:g} to {self.high:g}, mean {self.mean:.4g}"
+
+
+def find_numbers(records: Sequence[Record], rescale: bool) -> Numbers:
+    """Return what the training rows are rated with.
+
+    Args:
+        rescale: divide errors by the root mean square of the numbers.
+
+    Raises:
+        DataError: every row has the same number, so that there is nothing to learn.
+    """
+    values = np.array([r.value for r in records if isinstance(r, Labelled) and r.value is not None], dtype=np.float64)
+    if not len(values) or values.min() == values.max():
+        first = records[0].source if records else "data"
+        what = f"Every row has the same number ({values[0]:g})." if len(values) else "There are no rated rows."
+        raise DataError(Problem(what, first, "name the column of the number: columns: {text: …, score: …}"))
+    size = float(np.sqrt(np.mean(values**2)))
+    return Numbers(size if rescale else 1.0, float(values.mean()), float(values.min()), float(values.max()))
 
 
 @dataclass(frozen=True)
@@ -157,7 +211,7 @@ class LabelledRenderer:
     """Turn labelled records into examples whose extras carry the class.
 
     Args:
-        classes: number and name of each class.
+        classes: number and name of each class, or what the texts are rated with.
         class_weights: a weight for each class, or empty; training rows alone get them.
         max_length: the longest example in tokens; None for no limit.
         context: the longest sequence that the model can take, for the advice about longer rows.
@@ -166,7 +220,7 @@ class LabelledRenderer:
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
-        classes: Classes,
+        classes: Classes | Numbers,
         class_weights: Sequence[float] = (),
         max_length: int | None = None,
         on_overlong: OnOverlong = "error",
@@ -179,7 +233,8 @@ class LabelledRenderer:
         self.max_length = max_length
         self.on_overlong: OnOverlong = on_overlong
         self.context = context
-        self._number = {label: index for index, label in enumerate(classes.labels)}
+        labels = classes.labels if isinstance(classes, Classes) else ()
+        self._number = {label: index for index, label in enumerate(labels)}
 
     def render_all(self, records: Sequence[Record]) -> Rendered:
         """Render every record; a class that is not among the known ones has been refused before.
@@ -240,12 +295,25 @@ class LabelledRenderer:
         return Rendered(store, counts)
 
     def _extras(self, record: Labelled, row: _Encoded) -> dict[str, float]:
-        number = self._number[record.label]
-        extras = {"label": float(number)}
-        if self.class_weights:
-            extras["weight"] = float(self.class_weights[number])
+        if isinstance(self.classes, Numbers):
+            extras = {"label": float(record.value or 0.0), "scale": self.classes.scale}
+        elif self.classes.is_multi:
+            extras = self._several(record)
+        else:
+            number = self._number[record.label]
+            extras = {"label": float(number)}
+            if self.class_weights:
+                extras["weight"] = float(self.class_weights[number])
         if row.second is not None:
             extras["second"] = float(row.second)
+        return extras
+
+    def _several(self, record: Labelled) -> dict[str, float]:
+        """Return 0 or 1 for each class, and how much a class counts where it applies."""
+        has = {self._number[label] for label in record.every_label}
+        extras = {several(index): float(index in has) for index in range(len(self._number))}
+        for index, weight in enumerate(self.class_weights):
+            extras[several(index, "weight")] = float(weight) if index in has else 1.0
         return extras
 
     def _encoded(self, records: Sequence[Labelled]) -> Iterator[tuple[Labelled, _Encoded]]:

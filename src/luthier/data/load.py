@@ -20,9 +20,10 @@ from luthier.data.records import Record, Text
 from luthier.data.spec import DataSpec, resolve_path
 
 Item = TypeVar("Item")
-Objective = Literal["sft", "lm", "classify", "preference", "rated", "prompt"]
+Objective = Literal["sft", "lm", "classify", "regress", "preference", "rated", "prompt"]
 """What the rows are for; the last three are judged answers, and prompts alone."""
 LOOK_AHEAD = 100
+_LABELLED: dict[str, Literal["classes", "numbers"]] = {"classify": "classes", "regress": "numbers"}
 _JUDGED = ("auto", "preference", "rated", "prompt")
 
 
@@ -98,7 +99,7 @@ def _read_one(name: str, rows: Iterator[Row], spec: DataSpec, objective: Objecti
         if is_judged:
             form = preferences.recognise(head, spec.columns, objective, name)
         else:
-            form = formats.recognise(head, spec.columns, spec.format, name, labelled=objective == "classify")
+            form = formats.recognise(head, spec.columns, spec.format, name, _LABELLED.get(objective))
     except DataError as error:
         for problem in error.problems:
             reading.log.add("format", problem.what, problem.where, problem.remedy)
@@ -112,7 +113,7 @@ def _read_one(name: str, rows: Iterator[Row], spec: DataSpec, objective: Objecti
             "train on the whole text with objective=lm, or map two columns: columns: {prompt: …, answer: …}",
         )
         return
-    if (form.name == "labelled") != (objective == "classify"):
+    if (form.name in ("labelled", "scored")) != (objective in _LABELLED):
         what = f"These rows are read as {form.name}, which the objective {objective} cannot use."
         reading.log.add("objective", what, name, "leave format out, or use objective: classify for labelled rows")
         return

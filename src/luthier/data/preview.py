@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from luthier.data.labelled import several
 from luthier.data.vocabulary import special_tokens
 
 if TYPE_CHECKING:
@@ -48,6 +49,13 @@ class _Shown:
     tokens: str
 
 
+def _said(example: Example, classes: Sequence[str]) -> str:
+    """Return the class of an example, or all that apply."""
+    if "label" in example.extras:
+        return classes[int(np.asarray(example.extras["label"]))]
+    return ", ".join(name for c, name in enumerate(classes) if example.extras[several(c)]) or "none"
+
+
 def preview_html(
     store: Sequence[Example],
     tokenizer: PreTrainedTokenizerBase,
@@ -76,7 +84,9 @@ def preview_html(
         trained = f"{example.trained_tokens:,}"
         source = example.source
         if classes:
-            source += f" → {classes[int(example.extras['label'])]}"
+            source += f" → {_said(example, classes)}"
+        elif "scale" in example.extras:
+            source += f" → {float(np.asarray(example.extras['label'])):g}"
         examples.append(_Shown(index + 1, source, f"{len(example):,}", trained, f"{share:.0f}", body))
     template = (files("luthier.data") / "preview.html").read_text(encoding="utf-8")
     notes = counts.get("notes")

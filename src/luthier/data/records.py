@@ -76,14 +76,23 @@ class Labelled:
     Attributes:
         text: what is classified.
         pair: the second text of a pair (a hypothesis, another question); empty for a single text.
-        label: the class as the data write it.
+        label: the class as the data write it; several are joined by commas, a number is written out.
         source: `file:line`.
+        labels: all classes that apply, of a row that may have several or none; None for a row with one.
+        value: the number, of a row that is rated by one.
     """
 
     text: str
     pair: str
     label: str
     source: str
+    labels: tuple[str, ...] | None = None
+    value: float | None = None
+
+    @property
+    def every_label(self) -> tuple[str, ...]:
+        """The classes that apply, however many."""
+        return (self.label,) if self.labels is None else self.labels
 
 
 @dataclass(frozen=True, slots=True)

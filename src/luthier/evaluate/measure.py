@@ -17,8 +17,21 @@ if TYPE_CHECKING:
     from luthier.core.batch import Example
     from luthier.models.loaded import LoadedModel
 
-Metric = Literal["loss", "exact_match", "accuracy", "macro_f1", "margin", "calibration_error"]
-LOWER_IS_BETTER = {"loss", "calibration_error"}
+Metric = Literal[
+    "loss",
+    "exact_match",
+    "accuracy",
+    "macro_f1",
+    "margin",
+    "calibration_error",
+    "micro_f1",
+    "mse",
+    "mae",
+    "r2",
+    "pearson",
+    "spearman",
+]
+LOWER_IS_BETTER = {"loss", "mse", "mae", "calibration_error"}
 
 
 @dataclass(frozen=True)

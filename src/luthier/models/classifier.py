@@ -50,6 +50,11 @@ class Classifier(LoadedModel):
         return [names[key] for key in sorted(names)]
 
     @property
+    def is_multi_label(self) -> bool:
+        """Whether several classes may apply to a text, or none."""
+        return getattr(self.module.config, "problem_type", None) == MULTI_LABEL
+
+    @property
     def is_decoder(self) -> bool:
         """Whether the architecture reads the class off the last token."""
         return "score" in dict(self.module.named_children())
@@ -112,11 +117,23 @@ class Classifier(LoadedModel):
         return inputs
 
 
-def class_config(config: PreTrainedConfig, classes: Sequence[str], pad_id: int) -> PreTrainedConfig:
-    """Return the config with the names of the classes, and the padding by which transformers finds the last token."""
+MULTI_LABEL = "multi_label_classification"
+
+
+def class_config(
+    config: PreTrainedConfig, classes: Sequence[str], pad_id: int, multi_label: bool | None = None
+) -> PreTrainedConfig:
+    """Return the config with the names of the classes, and the padding by which transformers finds the last token.
+
+    Args:
+        multi_label: whether several classes may apply; None leaves it as the config says.
+    """
+    several = getattr(config, "problem_type", None) == MULTI_LABEL if multi_label is None else multi_label
     config.id2label = dict(enumerate(classes))
     config.label2id = {name: index for index, name in enumerate(classes)}
     config.problem_type = "single_label_classification" if len(classes) > 1 else "regression"
+    if several:
+        config.problem_type = MULTI_LABEL
     config.get_text_config().pad_token_id = pad_id
     config.pad_token_id = pad_id
     return config

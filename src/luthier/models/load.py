@@ -41,6 +41,7 @@ def load_model(
     base_quantization: tuple[Literal["nf4", "fp4"], bool] = ("nf4", True),
     tokenizer: PreTrainedTokenizerBase | None = None,
     classes: Sequence[str] | None = None,
+    multi_label: bool | None = None,
 ) -> LoadedModel:
     """Load model and tokenizer (unless one is given), check every weight, and try the fast paths.
 
@@ -51,6 +52,7 @@ def load_model(
         base_bits: 4 or 8 keeps the matrices of the backbone in so many bits.
         base_quantization: the type of 4-bit numbers, and whether their scales are quantised too.
         classes: names of classes, to load the model as a classifier; a head that the folder lacks is drawn from `seed`.
+        multi_label: whether several classes may apply to a text; None asks the folder.
 
     Raises:
         ModelError: anything about the folder or the weights that a user has to mend.
@@ -65,7 +67,7 @@ def load_model(
     notes: list[str] = []
     config = load_config(where, revision, trust_remote_code)
     if classes is not None:
-        config = class_config(config, classes, settle_padding(tokenizer, answers=len(classes) == 1))
+        config = class_config(config, classes, settle_padding(tokenizer, answers=len(classes) == 1), multi_label)
     torch.manual_seed(seed)
     how = None if base_bits is None else Quantization(base_bits, *base_quantization)
     module = None

@@ -10,14 +10,17 @@ from pydantic import Field, field_validator
 
 from luthier.core.component import StageFacts
 from luthier.core.errors import Problem
+from luthier.data.labelled import several
 from luthier.objectives.base import DataForm, LanguageModel, LossSum, Objective
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from luthier.core.batch import Batch
 
 
 class Classify(Objective):
-    """Learn to tell classes apart: one label for each text or pair of texts."""
+    """Learn to tell classes apart: one label for each text or pair of texts, or several where rows have several."""
 
     kind: Literal["classify"] = "classify"
 
@@ -26,7 +29,8 @@ class Classify(Objective):
     config."""
     class_weights: Literal["balanced"] | tuple[float, ...] | None = None
     """How much a row of each class counts in training: balanced makes rare classes count as much as frequent ones; a
-    list gives one number for each class, in their order. Measurements always count every row once."""
+    list gives one number for each class, in their order. Where rows have several labels, it is the rows that have a
+    class which count so much for it. Measurements always count every row once."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Share of the target that is spread over all classes (Szegedy et al. 2015, arXiv:1512.00567). 0.1 keeps the model
     from being too sure where labels are noisy; measurements are taken without it."""
@@ -43,7 +47,7 @@ class Classify(Objective):
         "when": "每段文本属于某个类别，并且有带类别的数据。",
         "when_not": "答案需要写成文字：用 sft。",
         "names": "当数据中的标签是数字时，给它们起的名字：{0: 负面, 1: 正面}。名字会写进模型的 config。",
-        "class_weights": "训练时每个类别的样本各算多少：balanced 让稀少的类别与常见的类别同样重要；也可按类别顺序给出一列数。评测时每个样本总是只算一次。",
+        "class_weights": "训练时每个类别的样本各算多少：balanced 让稀少的类别与常见的类别同样重要；也可按类别顺序给出一列数。一个样本可有多个标签时，指含有该类别的样本对该类别算多少。评测时每个样本总是只算一次。",
         "label_smoothing": "把目标概率的这一份额均匀分给所有类别。标签有噪声时取 0.1 可避免模型过于自信；评测时不使用。",
     }
     data_form: ClassVar[DataForm] = "labelled"
@@ -83,11 +87,17 @@ class Classify(Objective):
         return float(len(batch.lengths))
 
     def loss_sum(self, model: LanguageModel, batch: Batch) -> LossSum:
-        """Return Σ w·(−log p of the right class), and how many classes were right."""
+        """Return Σ w·(−log p of the right class), and how many classes were right.
+
+        Where rows may have several classes: the mean over classes of −log p of "applies" or "applies not" (the loss of
+        transformers' problem_type multi_label_classification), and how many rows are right in every class.
+        """
         import torch
         from torch.nn.functional import cross_entropy
 
         logits_SC = model.class_logits(batch).float()
+        if several(0) in batch.extras:
+            return self._several(logits_SC, batch)
         label_S = batch.extras["label"].long()
         # Smoothing shapes the gradient; a measurement, taken without gradients, is the plain log-likelihood.
         smoothing = self.label_smoothing if torch.is_grad_enabled() else 0.0
@@ -96,3 +106,17 @@ class Classify(Objective):
             nll_S = nll_S * batch.extras["weight"]
         right = (logits_SC.detach().argmax(-1) == label_S).sum()
         return LossSum(nll_S.sum(), {"accuracy": right})
+
+    def _several(self, logits_SC: Tensor, batch: Batch) -> LossSum:
+        import torch
+        from torch.nn.functional import binary_cross_entropy_with_logits
+
+        count = logits_SC.shape[1]
+        applies_SC = torch.stack([batch.extras[several(c)] for c in range(count)], dim=1)
+        smoothing = self.label_smoothing if torch.is_grad_enabled() else 0.0
+        target_SC = applies_SC * (1.0 - smoothing) + smoothing / 2
+        nll_SC = binary_cross_entropy_with_logits(logits_SC, target_SC, reduction="none")
+        if several(0, "weight") in batch.extras:
+            nll_SC = nll_SC * torch.stack([batch.extras[several(c, "weight")] for c in range(count)], dim=1)
+        right = ((logits_SC.detach() > 0) == (applies_SC > 0)).all(1).sum()
+        return LossSum(nll_SC.mean(1).sum(), {"accuracy": right})

@@ -129,6 +129,10 @@ def _contradictions(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], Problem]]
             what = f"The metric {task.metric} cannot be measured on a model of the objective {kind}."
             remedy = f"use metric: {'exact_match' if speaks else 'accuracy'}, or loss"
             yield ("evaluate", "objective"), Problem(what, recipe.place(f"evaluate.{index}.metric"), remedy)
+        if task.metric == "accuracy" and recipe.objective.head == "value" and recipe.objective.data_form == "labelled":
+            what = "Numbers are not right or wrong, so there is no accuracy to be measured."
+            remedy = "use metric: loss, which gives the mean squared error"
+            yield ("evaluate", "objective"), Problem(what, recipe.place(f"evaluate.{index}.metric"), remedy)
     held = [part.model_dump()["kind"] for part in recipe.regularizers]
     for index, kind in enumerate(held):
         if kind in held[:index] and kind != "replay":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy as np
 from luthier.core.batch import Example
 from luthier.core.errors import Problem, RunError
 from luthier.core.rundir import RunDir, write_atomic, write_json
-from luthier.data.labelled import Classes
+from luthier.data.labelled import Classes, Numbers
 from luthier.data.load import Records, fingerprint
 from luthier.data.records import (
     Asked,
@@ -72,6 +72,7 @@ class StageData:
         summary: what report.json says of the data.
         warnings: what the user was told about them.
         classes: what the rows are told apart by, for a classifier.
+        numbers: what the rows are rated with, for regression.
         asked: prompts that the model answers, by their sources.
         general: rows of other data that regularizers read.
     """
@@ -83,6 +84,7 @@ class StageData:
     summary: dict[str, object] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     classes: Classes | None = None
+    numbers: Numbers | None = None
     asked: dict[str, Asked] = field(default_factory=dict)
     general: list[GeneralRows] = field(default_factory=list)
 
@@ -95,6 +97,7 @@ class Rendering:
         max_length: the longest example in tokens.
         context: the longest sequence that the model can take.
         classes: what labelled rows are told apart by.
+        numbers: what texts are rated with.
     """
 
     recipe: Recipe
@@ -102,6 +105,7 @@ class Rendering:
     max_length: int
     context: int | None
     classes: Classes | None = None
+    numbers: Numbers | None = None
 
     def render(self, records: Sequence[Record], form: DataForm, trains: bool = False) -> Rendered:
         """Return the examples of records, as the recipe says; with the weights of classes if they are trained on."""
@@ -111,6 +115,10 @@ class Rendering:
         from luthier.data.render import Renderer
 
         objective = self.recipe.objective
+        if self.numbers is not None:
+            return LabelledRenderer(
+                self.tokenizer, self.numbers, (), self.max_length, self.recipe.on_overlong, self.context
+            ).render_all(records)
         if isinstance(objective, Classify):
             assert self.classes is not None
             weights = objective.weights_for(self.classes.balanced_weights()) if trains else ()
@@ -148,7 +156,10 @@ def announce(recipe: Recipe, found: Examined, run: RunDir, screen: Screen) -> No
         source = recipe.eval_data.path if recipe.eval_data is not None else "set aside from them"
         screen.fact("held out", f"{len(found.held_records):,} rows, {source}")
     if found.classes is not None:
-        screen.fact("classes", f"{len(found.classes)}: {found.classes.in_short}")
+        several = ", of which a row may have several" if found.classes.is_multi else ""
+        screen.fact("classes", f"{len(found.classes)}: {found.classes.in_short}{several}")
+    if found.numbers is not None:
+        screen.fact("numbers", found.numbers.in_short)
     for line in _unused(records):
         screen.note(line)
     for problem in found.warnings:
@@ -169,7 +180,7 @@ def render_stage(rendering: Rendering, found: Examined, run: RunDir, screen: Scr
     for note in chosen_template:
         screen.note(note)
     rendered = rendering.render(found.train_records, form, trains=True)
-    data = StageData(rendered.store, classes=found.classes)
+    data = StageData(rendered.store, classes=found.classes, numbers=found.numbers)
     if found.held_records:
         data.held_out = rendering.render(found.held_records, form).store
     if form == "prompt":
@@ -254,7 +265,7 @@ def prompt_text(record: Record) -> str:
 def _class_name(record: Record, classes: Classes | None) -> str:
     if classes is None or not isinstance(record, Labelled):
         return ""
-    return classes.names[classes.labels.index(record.label)]
+    return ", ".join(classes.names[classes.labels.index(label)] for label in record.every_label) or "none"
 
 
 def _rest(record: Record) -> str:
@@ -273,6 +284,7 @@ def _summary(found: Examined, rendered: Rendered) -> dict[str, object]:
         "train_rows": len(found.train_records),
         "held_out_rows": len(found.held_records),
         "lengths": histogram(rendered.store),
+        **({"numbers": asdict(found.numbers)} if found.numbers is not None else {}),
         **({"classes": dict(zip(found.classes.names, found.classes.counts))} if found.classes is not None else {}),
     }
 
@@ -294,8 +306,9 @@ def _say_counts(summary: dict[str, object], notes: Sequence[str], screen: Screen
     counts = {key: value for key, value in summary.items() if isinstance(value, int)}
     trained, tokens = counts["trained_tokens"], counts["tokens"]
     share = trained / max(tokens, 1)
-    learnt = "one label each" if "classes" in summary else f"{trained:,} trained on ({share:.0%})"
-    learnt = learnt if trained or "classes" in summary else "to be answered"
+    each = {"classes": "labelled", "numbers": "one number each"}
+    labelled = next((said for key, said in each.items() if key in summary), "")
+    learnt = labelled or (f"{trained:,} trained on ({share:.0%})" if trained else "to be answered")
     text = f"{counts['examples']:,} sequences, {tokens:,} tokens, {learnt}"
     left_out = [f"{counts[key]:,} {key}" for key in ("dropped", "truncated", "windows") if counts.get(key)]
     screen.fact("sequences", text + (f"; {', '.join(left_out)}" if left_out else ""))

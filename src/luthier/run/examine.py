@@ -12,7 +12,7 @@ from typing import Literal, cast
 
 from luthier.core.component import kinds
 from luthier.core.errors import DataError, MissingExtra, ModelError, Problem, RecipeError, UserError, did_you_mean
-from luthier.data.labelled import Classes, find_classes, unknown_labels
+from luthier.data.labelled import Classes, Numbers, find_classes, find_numbers, unknown_labels
 from luthier.data.load import Records, load_records, split
 from luthier.data.records import Asked, Conversation, Preference, Rated, Record, turns_of
 from luthier.data.spec import DataSpec
@@ -20,6 +20,7 @@ from luthier.data.templates import TEMPLATES
 from luthier.models.files import ModelFacts, inspect_model
 from luthier.objectives.base import Objective
 from luthier.objectives.classify import Classify
+from luthier.objectives.regress import Regress
 from luthier.objectives.rollouts import Online
 from luthier.run.config import EvalTask, ModelSpec, Recipe, locate_part, parse_draft, parse_part
 from luthier.run.draft import Draft
@@ -28,7 +29,7 @@ from luthier.train.hooks.trackers import require_trackers
 
 DEFAULT_MAX_LENGTH = 2048
 
-DataForm = Literal["sft", "lm", "classify", "preference", "rated", "prompt"]
+DataForm = Literal["sft", "lm", "classify", "regress", "preference", "rated", "prompt"]
 _FORMS: dict[str, DataForm] = {"text": "lm", "conversation": "sft", "labelled": "classify"}
 
 
@@ -45,6 +46,7 @@ class Examined:
         tasks: the recipe's measurements with their rows.
         general: rows of other data, with the place of the regularizer that reads them.
         classes: of labelled rows, as the training rows have them.
+        numbers: of rated rows, likewise.
     """
 
     recipe: Recipe | None
@@ -59,6 +61,7 @@ class Examined:
     tasks: list[tuple[EvalTask, Records]] = field(default_factory=list)
     general: list[tuple[int, Records]] = field(default_factory=list)
     classes: Classes | None = None
+    numbers: Numbers | None = None
 
     @property
     def problems(self) -> list[Problem]:
@@ -180,11 +183,15 @@ def longest_sequence(recipe: Recipe, model: ModelFacts) -> int:
 def _data_form(draft: Draft, recipe: Recipe | None) -> DataForm:
     if recipe is not None:
         form: str = recipe.objective.data_form
+        head: str = recipe.objective.head
     else:
         named = draft.values.get("objective")
         kind = named.get("kind") if isinstance(named, dict) else named
         known = kinds("objective").get(str(kind))
         form = known.data_form if known is not None and issubclass(known, Objective) else "conversation"
+        head = known.head if known is not None and issubclass(known, Objective) else "tokens"
+    if form == "labelled" and head == "value":
+        return "regress"
     return _FORMS.get(form) or cast("DataForm", form)
 
 
@@ -220,7 +227,13 @@ def _split(recipe: Recipe, found: Examined) -> None:
 
 
 def _find_classes(recipe: Recipe, found: Examined) -> None:
-    """Find the classes of the training rows, and what is measured on that has others."""
+    """Find the classes of the training rows, and what is measured on that has others; of rated rows the numbers."""
+    if isinstance(recipe.objective, Regress) and found.train_records:
+        try:
+            found.numbers = find_numbers(found.train_records, recipe.objective.scales)
+        except DataError as error:
+            found.data_problems += error.problems
+        return
     if not isinstance(recipe.objective, Classify) or not found.train_records:
         return
     try:

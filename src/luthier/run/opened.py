@@ -41,11 +41,14 @@ def kept_recipe(run: RunDir) -> Draft:
 
 
 def load_for(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None = None, classes: Sequence[str] | None = None
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    classes: Sequence[str] | None = None,
+    multi_label: bool | None = None,
 ) -> LoadedModel:
     """Load the model of a recipe as its method wants it, before the method is applied.
 
-    `classes`: their names, for a classifier.
+    `classes`: their names, for a classifier; `multi_label`: whether several may apply to a text.
 
     Raises:
         ModelError: anything about the folder or the weights that a user has to mend.
@@ -66,6 +69,7 @@ def load_for(
         base_quantization=recipe.method.base_quantization,
         tokenizer=tokenizer,
         classes=classes,
+        multi_label=multi_label,
     )
     set_threads(model.module)
     return model
@@ -80,6 +84,19 @@ def run_labels(run: RunDir) -> dict[str, str] | None:
     labels, names = kept.get("labels"), kept.get("names")
     assert isinstance(labels, list) and isinstance(names, list)  # noqa: PT018
     return {str(label): str(name) for label, name in zip(labels, names)}
+
+
+def is_multi_label(target: str) -> bool:
+    """Return whether a run or a model's folder says of each class whether it applies."""
+    if not is_run(target):
+        return inspect_model(target)[0].config.get("problem_type") == "multi_label_classification"
+    return run_is_multi_label(RunDir.open(Path(target)))
+
+
+def run_is_multi_label(run: RunDir) -> bool:
+    """Return whether a run learns of each class whether it applies."""
+    written = [stage.labels for stage in run.stages() if stage.labels.is_file()]
+    return bool(written) and read_json(written[-1]).get("multi_label") is True
 
 
 def target_labels(target: str) -> dict[str, str] | None:
@@ -112,7 +129,8 @@ def open_run(path: Path, checkpoint: Path | None = None) -> OpenedRun:
     recipe = require_recipe(kept_recipe(run))
     chosen = checkpoint or final_checkpoint(run)
     labels = run_labels(run)
-    model = load_for(recipe, load_tokenizer(str(chosen)), None if labels is None else list(labels.values()))
+    names = None if labels is None else list(labels.values())
+    model = load_for(recipe, load_tokenizer(str(chosen)), names, None if names is None else run_is_multi_label(run))
     require_base(str(read_json(chosen / STATE).get("base_fingerprint")), model)
     folder = StageDir(chosen.parents[1])
     lay_under(model, folder)

@@ -22,8 +22,8 @@ from rich.table import Table
 from luthier.core.errors import Problem, visible
 
 LINE_SECONDS = 10.0
-LOWER_IS_BETTER = {"loss"}
-SHARES = {"exact_match", "accuracy", "macro_f1"}
+LOWER_IS_BETTER = {"loss", "mse", "mae", "calibration_error"}
+SHARES = {"exact_match", "accuracy", "macro_f1", "micro_f1"}
 
 
 def _standard_error() -> Console:

@@ -21,6 +21,7 @@ from luthier.core.rundir import RunDir, StageDir, write_atomic, write_json
 from luthier.data.store import ExampleStore
 from luthier.data.stream import Stream
 from luthier.evaluate.classes import class_scores, predict_texts
+from luthier.evaluate.numbers import number_scores, rate_texts
 from luthier.evaluate.measure import Score, answer, exact_match, held_out_loss
 from luthier.evaluate.preferences import calibration_error, preference_scores, reward_differences, reward_texts
 from luthier.models.files import ModelFacts, local_folder
@@ -53,6 +54,8 @@ if TYPE_CHECKING:
 HELD_OUT = "held-out loss"
 VALUE = "reward"
 """What the one output of a reward model is called."""
+NUMBER = "score"
+"""What the one output of a regression is called."""
 MOST_STEPS_BETWEEN_SAVES = 500
 PROBE_STEPS = 64
 """A method that looks at the data before it starts sees at most the rows of so many steps."""
@@ -119,7 +122,8 @@ def _run_stage(
     if asking is not None:
         opened.callback(asking.scorer.close)
     found.release_rows()
-    model = load_for(recipe, rendering.tokenizer, _class_names(recipe, folder, data))
+    several = data.classes is not None and data.classes.is_multi
+    model = load_for(recipe, rendering.tokenizer, _class_names(recipe, folder, data), several)
     model.packs = model.packs and recipe.packing
     lay_under(model, folder)
     open_teacher(recipe, model, screen)
@@ -173,7 +177,9 @@ def _open_tokenizer(recipe: Recipe, found: Examined) -> Rendering:
         wrong = misfits(recipe, facts, found.data)
         if wrong:
             raise RecipeError(*wrong)
-    return Rendering(recipe, tokenizer, longest_sequence(recipe, facts), facts.context_length, found.classes)
+    return Rendering(
+        recipe, tokenizer, longest_sequence(recipe, facts), facts.context_length, found.classes, found.numbers
+    )
 
 
 def _keep_reference(recipe: Recipe, folder: StageDir, data: StageData, model: LoadedModel, screen: Screen) -> None:
@@ -188,11 +194,13 @@ def _keep_reference(recipe: Recipe, folder: StageDir, data: StageData, model: Lo
 def _class_names(recipe: Recipe, folder: StageDir, data: StageData) -> list[str] | None:
     """Return the names of a classifier's classes, after writing them down for whoever opens the run."""
     if recipe.objective.head == "value":
-        write_json(folder.labels, {"labels": [VALUE], "names": [VALUE]})
-        return [VALUE]
+        name = VALUE if data.numbers is None else NUMBER
+        write_json(folder.labels, {"labels": [name], "names": [name]})
+        return [name]
     if data.classes is None:
         return None
-    write_json(folder.labels, {"labels": data.classes.labels, "names": data.classes.names})
+    several = {"multi_label": True} if data.classes.is_multi else {}
+    write_json(folder.labels, {"labels": data.classes.labels, "names": data.classes.names, **several})
     return list(data.classes.names)
 
 
@@ -221,6 +229,7 @@ def _assemble(recipe: Recipe, folder: StageDir, screen: Screen, data: StageData,
     recipe.method.prepare(model.module)
     if go_on_from(model, recipe.method, folder):
         screen.fact("going on", "with what the earlier stage trained")
+    scale = data.numbers.scale if data.numbers is not None else 1.0
     cut = _cut(recipe, model)
     if recipe.method.keeps_features:
         parts = [data.train, data.held_out, *(task.examples for task in (*data.tasks, *data.general))]
@@ -241,6 +250,7 @@ def _assemble(recipe: Recipe, folder: StageDir, screen: Screen, data: StageData,
             max_grad_norm=recipe.max_grad_norm,
             seed=recipe.seed,
             gradient_checkpointing=recipe.gradient_checkpointing,
+            output_scale=scale,
             keep_reference=recipe.objective.compares_with_start or needs_start(recipe.regularizers),
         ),
         cut=cut,
@@ -480,6 +490,8 @@ def _measure(stage: StageRun) -> tuple[dict[str, dict], list[str]]:
     """Return every measure by name, and the sample answers."""
     if stage.data.classes is not None:
         return _measure_classes(stage)
+    if stage.data.numbers is not None:
+        return _measure_numbers(stage)
     if stage.recipe.objective.data_form in ("preference", "rated"):
         return _measure_preferences(stage)
     if stage.asking is not None:
@@ -522,6 +534,19 @@ def _measure_language(stage: StageRun, held_out: bool = True) -> tuple[dict[str,
         scores[task.name] = score.as_dict()
     answers = answer(stage.model, [s.record for s in stage.data.samples], max_new_tokens=64)
     return scores, answers
+
+
+def _measure_numbers(stage: StageRun) -> tuple[dict[str, dict], list[str]]:
+    """Return errors and correlations on the held-out rows, the tasks' squared errors, and the numbers of the samples."""
+    model, data, cut = stage.model, stage.data, stage.engine.cut
+    scores: dict[str, dict] = {}
+    if data.held_out:
+        found = number_scores(model, data.held_out, cut)
+        scores |= {f"held-out {name}": score.as_dict() for name, score in found.items()}
+    for task in data.tasks:
+        scores[task.name] = number_scores(model, task.examples, cut)["MSE"].as_dict()
+    shown = [sample.record for sample in data.samples]
+    return scores, rate_texts(model, shown) if shown else []
 
 
 def _measure_classes(stage: StageRun) -> tuple[dict[str, dict], list[str]]:

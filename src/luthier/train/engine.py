@@ -22,6 +22,7 @@ from luthier.core.errors import FreezeError, NonFiniteError, OutOfMemoryError
 from luthier.methods.base import Method, trainable
 from luthier.models.leaner import make_checkpointable
 from luthier.models.loaded import LoadedModel
+from luthier.models.output_scale import scaled_groups
 from luthier.objectives.base import Objective
 from luthier.train.microbatch import Cut, is_out_of_memory
 from luthier.train.restraints import Restraint, restraints
@@ -44,6 +45,8 @@ class Settings:
     seed: int = 0
     gradient_checkpointing: bool = False
     keep_reference: bool = False
+    output_scale: float = 1.0
+    """Size of the numbers that a head of one output is to give; its rate is multiplied by it."""
 
 
 def add_gradients(model: LoadedModel, objective: Objective, batches: Sequence[Batch]) -> None:
@@ -89,6 +92,7 @@ class Engine:
     def __post_init__(self) -> None:
         module = self.model.module
         groups = self.method.param_groups(module, self.settings.weight_decay)
+        groups = scaled_groups(groups, module, self.settings.output_scale)
         self.objective_state = self.objective.build_state(self.model)
         if self.objective_state is not None:
             # What starts from nothing takes the method's own step; comparing answers wants smaller ones.
