@@ -19,10 +19,15 @@ if TYPE_CHECKING:
 
 def run(target: str, system: str | None = None, temperature: float = 0.7, max_new_tokens: int = 256) -> None:
     """Read questions from the terminal (or from stdin, one a line) and print answers; /reset forgets, /exit leaves."""
+    labels = target_labels(target)
+    if labels is not None and list(labels) == ["reward"]:
+        what = "This is a reward model: it scores answers, and writes none."
+        remedy = f"measure it: luthier eval {target} --data FILE; let it judge: luthier judge FILE --judge {target}"
+        raise UserError(Problem(what, target, f"{remedy} --out FILE"))
     model, _ = open_target(target)
     console = stdout()
     interactive = sys.stdin.isatty()
-    if target_labels(target) is not None:
+    if labels is not None:
         _classify(model, console, interactive)
         return
     if interactive:
@@ -44,6 +49,7 @@ def run(target: str, system: str | None = None, temperature: float = 0.7, max_ne
 def _classify(model: LoadedModel, console: Console, interactive: bool) -> None:
     """Say the class of each line: a classifier has no answers to give."""
     from luthier.evaluate.classes import predict_texts
+    from luthier.evaluate.numbers import rate_texts
 
     names = {int(k): str(v) for k, v in (model.module.config.id2label or {}).items()}
     if interactive:
@@ -51,7 +57,11 @@ def _classify(model: LoadedModel, console: Console, interactive: bool) -> None:
     for line in _questions(interactive):
         if line == "/exit":
             break
-        predicted = predict_texts(model, [Labelled(line, "", "", "chat")])
+        asked = [Labelled(line, "", "", "chat")]
+        if len(names) == 1:
+            console.print(rate_texts(model, asked)[0])
+            continue
+        predicted = predict_texts(model, asked)
         console.print(visible(predicted.named([names[i] for i in sorted(names)])[0]))
 
 

@@ -1,4 +1,4 @@
-"""`luthier eval RUN_OR_MODEL --data FILE`: the loss on any file; of a classifier, its accuracy too."""
+"""`luthier eval RUN_OR_MODEL --data FILE`: the loss on any file; of classifiers and judged answers, accuracy too."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Literal
 from luthier.cli.messages import print_json, stdout
 from luthier.core.errors import DataError, Problem, UserError
 from luthier.core.rundir import RunDir
-from luthier.data.labelled import LabelledRenderer, fit_classes
+from luthier.data.labelled import LabelledRenderer, Numbers, fit_classes
 from luthier.data.load import has_documents, load_records
-from luthier.data.records import Record
+from luthier.data.records import Preference, Rated, Record
 from luthier.data.spec import DataSpec
 from luthier.models.files import inspect_model
 from luthier.run.datasets import check_fingerprint
 from luthier.run.examine import DEFAULT_MAX_LENGTH, examine
-from luthier.run.opened import is_run, kept_recipe, open_target, target_labels
+from luthier.run.opened import is_multi_label, is_run, kept_recipe, open_target, target_labels
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,9 @@ def run(
     """Measure a run or a model on `data`, or on what the run held out."""
     # As for training: the rows are checked before the model is loaded.
     rows = _held_out(target, limit) if data is None else _given(target, data, limit)
+    if any(isinstance(record, Preference | Rated) for record in rows.records[:1]):
+        _judged(target, rows, json, max_length)
+        return
     if target_labels(target) is not None:
         _classified(target, rows, json, max_length)
         return
@@ -90,7 +93,10 @@ def _classified(target: str, rows: _Rows, json: bool, max_length: int | None) ->
     """Measure a classifier: loss, accuracy and macro-F1."""
     labels = target_labels(target)
     assert labels is not None
-    classes = fit_classes(labels, rows.records)
+    if len(labels) == 1:
+        _rated(target, rows, json, max_length)
+        return
+    classes = fit_classes(labels, rows.records, is_multi_label(target))
     model, recipe = open_target(target)
 
     from luthier.evaluate.classes import class_scores
@@ -102,14 +108,61 @@ def _classified(target: str, rows: _Rows, json: bool, max_length: int | None) ->
     loss, accuracy, f1 = (scores[name].value for name in ("loss", "accuracy", "macro-F1"))
     if json:
         result = {"loss": loss, "accuracy": accuracy, "macro_f1": f1, "rows": len(rows.records)}
+        result |= {"micro_f1": scores["micro-F1"].value} if "micro-F1" in scores else {}
         more = {"truncated": rendered.counts["truncated"], "classes": list(classes.names)}
         print_json({**result, **more, "format": rows.format, "model": target, "data": rows.name})
         return
     console = stdout()
     console.print(f"{target} on {rows.name} ({rows.format}, {len(rows.records):,} rows)")
     console.print(f"  loss {loss:.4f} nats per row, accuracy {accuracy:.1%}, macro-F1 {f1:.1%}")
+    if "micro-F1" in scores:
+        console.print(f"  every class right in {accuracy:.1%} of the rows, micro-F1 {scores['micro-F1'].value:.1%}")
     if rendered.counts["truncated"]:
         console.print(f"  {rendered.counts['truncated']} cut at the maximum length")
+
+
+def _rated(target: str, rows: _Rows, json: bool, max_length: int | None) -> None:
+    """Measure a model that gives texts a number: its errors, and how well both sides agree."""
+    model, recipe = open_target(target)
+
+    from luthier.evaluate.numbers import number_scores
+
+    longest = min(model.context_length or DEFAULT_MAX_LENGTH, DEFAULT_MAX_LENGTH)
+    limit = max_length or (recipe.max_length if recipe is not None else None) or longest
+    numbers = Numbers(1.0, 0.0, 0.0, 0.0)  # nothing is learnt, so nothing has to be scaled
+    rendered = LabelledRenderer(model.tokenizer, numbers, (), limit, "truncate").render_all(rows.records)
+    scores = {score.metric: score.value for score in number_scores(model, rendered.store).values()}
+    if json:
+        more = {"rows": len(rows.records), "truncated": rendered.counts["truncated"], "format": rows.format}
+        print_json({**scores, **more, "model": target, "data": rows.name})
+        return
+    console = stdout()
+    console.print(f"{target} on {rows.name} ({rows.format}, {len(rows.records):,} rows)")
+    agree = f"R² {scores['r2']:.3f}, Pearson {scores['pearson']:.3f}, Spearman {scores['spearman']:.3f}"
+    console.print(f"  mean squared error {scores['mse']:.4g}, mean absolute error {scores['mae']:.4g}, {agree}")
+    if rendered.counts["truncated"]:
+        console.print(f"  {rendered.counts['truncated']} cut at the maximum length")
+
+
+def _judged(target: str, rows: _Rows, json: bool, max_length: int | None) -> None:
+    """Measure a run on judged answers: how often the better one wins, and by how much."""
+    from luthier.run.judged import judging_objective, measure_judged
+
+    objective = judging_objective(target)
+    assert objective is not None
+    found = measure_judged(target, rows.records, objective, max_length)
+    counts = found.rendered.counts
+    if json:
+        result = {name.replace(" ", "_"): score.value for name, score in found.scores.items()}
+        more = {"rows": len(rows.records), "dropped": counts["dropped"], "truncated": counts["truncated"]}
+        print_json({**result, **more, "format": rows.format, "model": target, "data": rows.name})
+        return
+    console = stdout()
+    console.print(f"{target} on {rows.name} ({rows.format}, {len(rows.records):,} rows)")
+    units = {"loss": ".4f", "margin": ".3f", "accuracy": ".1%", "calibration error": ".1%"}
+    console.print("  " + ", ".join(f"{name} {score.value:{units[name]}}" for name, score in found.scores.items()))
+    if counts["dropped"] or counts["truncated"]:
+        console.print(f"  {counts['dropped']} rows left out, {counts['truncated']} cut at the maximum length")
 
 
 def _spec(target: str, data: Path, limit: int | None) -> DataSpec:
@@ -125,10 +178,18 @@ def _spec(target: str, data: Path, limit: int | None) -> DataSpec:
 
 def _given(target: str, data: Path, limit: int | None) -> _Rows:
     """Read the file that was named, and tell what is wrong with it and with the model's folder at once."""
+    from luthier.run.judged import fits, judging_objective
+
     problems = [] if is_run(target) else inspect_model(target)[1]
     labels = None if problems else target_labels(target)
+    objective = None if problems else judging_objective(target)
+    form = "lm" if labels is None else "regress" if len(labels) == 1 else "classify"
     try:
-        records = load_records(_spec(target, data, limit), objective="lm" if labels is None else "classify")
+        spec = _spec(target, data, limit)
+        # Of a policy the loss on plain answers can be measured too; a reward model has nothing to say of them.
+        if objective is not None and (objective.head == "value" or fits(spec, objective)):
+            form = objective.data_form
+        records = load_records(spec, objective=form)
     except UserError as error:
         raise (UserError if problems else type(error))(*problems, *error.problems) from error
     if problems:

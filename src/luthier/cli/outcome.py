@@ -6,6 +6,7 @@ import shlex
 
 from luthier.cli.messages import stdout
 from luthier.core.rundir import RunDir, read_json
+from luthier.run.opened import run_labels
 
 
 def print_outcome(run: RunDir, as_json: bool) -> None:
@@ -16,7 +17,11 @@ def print_outcome(run: RunDir, as_json: bool) -> None:
     console, path = stdout(), shlex.quote(str(run.path))
     console.print()
     console.print(str(run.report_page))
-    console.print(f"talk to it    luthier chat {path}")
+    labels = run_labels(run)
+    if labels is not None and len(labels) == 1:  # a reward model writes nothing
+        console.print(f"let it judge  luthier judge FILE --judge {path} --out FILE")
+    else:
+        console.print(f"talk to it    luthier chat {path}")
     console.print(f"measure it    luthier eval {path} --data FILE")
     form = export_form(run)
     if form:

@@ -18,6 +18,7 @@ from luthier.train.microbatch import Cut
 
 if TYPE_CHECKING:
     from luthier.models.loaded import LoadedModel
+    from luthier.objectives.base import Objective
 
 BINS = 10
 
@@ -26,6 +27,30 @@ def preference_scores(measured: Mapping[str, float], n: int) -> dict[str, Score]
     """Return loss, accuracy and margin of n judged rows, from what the objective logs of them."""
     names = {"loss": "loss", "accuracy": "accuracy", "margin": "margin"}
     return {name: Score(metric, measured[name], n) for name, metric in names.items() if name in measured}  # type: ignore[arg-type]
+
+
+def judged_scores(
+    model: LoadedModel, objective: Objective, examples: Sequence[Example], cut: Cut | None = None
+) -> dict[str, Score]:
+    """Return loss, accuracy and margin of judged answers, and of a reward model how well its certainty is founded."""
+    used = cut or Cut()
+
+    def groups(rows: Sequence[Example]) -> list[list[Example]]:
+        return used.apply(rows, padded=not model.packs)
+
+    sums, count = {"loss": 0.0}, 0.0
+    with model.evaluating():
+        for group in groups(list(objective.prepare_step(model, examples, groups))):
+            batch = model.collate(group)
+            found = objective.loss_sum(model, batch)
+            count += objective.count(batch)
+            for name, total in {"loss": found.total, **found.metrics}.items():
+                sums[name] = sums.get(name, 0.0) + float(total)
+    scores = preference_scores({name: total / max(count, 1e-12) for name, total in sums.items()}, len(examples))
+    if objective.head == "value":
+        error = calibration_error(reward_differences(model, examples, used))
+        scores["calibration error"] = Score("calibration_error", error, len(examples))
+    return scores
 
 
 def reward_differences(model: LoadedModel, examples: Sequence[Example], cut: Cut | None = None) -> np.ndarray:

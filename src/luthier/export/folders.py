@@ -189,6 +189,7 @@ def _fingerprint_logits(model: LoadedModel) -> torch.Tensor:
         if isinstance(model, Classifier):
             if pooled_head(model.module) is not None:  # not the model's own head: its merge refuses, with the reason
                 return torch.zeros(())
-            return model.module(input_ids=tokens).logits.float().log_softmax(-1)
+            logits = model.module(input_ids=tokens).logits.float()
+            return logits if logits.shape[-1] == 1 else logits.log_softmax(-1)  # one output has no other to compare
         logits = model.module(input_ids=tokens, use_cache=False).logits[0, -tokens.shape[1] :]
         return logits.float().log_softmax(-1)

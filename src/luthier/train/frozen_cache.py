@@ -40,7 +40,7 @@ def keep_frozen_states(engine: Engine, folder: Path, parts: Sequence[Sequence[Ex
     rows = list(itertools.islice(itertools.chain.from_iterable(parts), _TRIED))
     if not rows:
         return ""
-    batch = model.collate(rows)
+    batch = model.collate(list(engine.prepared(rows)))
     with torch.random.fork_rng(devices=[]), _all_trained(engine):
         blocks, states, in_tuple = frozen_depth(model.module, lambda: _loss(engine, batch))
         if model.trims and len(blocks) == len(block_modules(model.module)):

@@ -45,18 +45,18 @@ def keep_reference_logps(
                     store.extras[NAME] = kept.get_tensor(str(index))
                 return sum(len(store.extras[NAME]) for store in stores)
     for store in stores:
-        store.extras[NAME] = _logps(model, store, cut or Cut())
+        store.extras[NAME] = reference_logps(model, store, cut)
     found = {str(index): store.extras[NAME] for index, store in enumerate(stores)}
     write_atomic(file, save(found, metadata={"origin": origin}))
     return sum(len(values) for values in found.values())
 
 
-def _logps(model: LoadedModel, store: ExampleStore, cut: Cut) -> np.ndarray:
-    """Return Σ w·log p of every sequence of a store, (S,) float32."""
+def reference_logps(model: LoadedModel, store: ExampleStore, cut: Cut | None = None) -> np.ndarray:
+    """Return Σ w·log p of every sequence of a store under the model as it stands, (S,) float32."""
     logps_S = np.zeros(int(store.sequences[-1]), dtype=np.float32)
     order = np.argsort(store.lengths, kind="stable")  # padded batches of one length hold little padding
     with model.evaluating():
-        for group in _groups(store, order, cut, padded=not model.packs):
+        for group in _groups(store, order, cut or Cut(), padded=not model.packs):
             batch = model.collate([example for _, example in group])
             values = answer_logps(model, batch).float().cpu().numpy()
             done = 0
