@@ -205,8 +205,8 @@ def test_options_without_effect_are_refused() -> None:
     base = {"model": "starter", "method": "lora", "data": "x"}
     with pytest.raises(RecipeError, match="belongs to loss: huber"):
         parse_recipe({**base, "objective": {"kind": "regress", "delta": 2.0}})
+    task = {"name": "a", "data": "x", "metric": "accuracy"}
     with pytest.raises(RecipeError, match="no accuracy"):
-        task = {"name": "a", "data": "x", "metric": "accuracy"}
         parse_recipe({**base, "objective": "regress", "evaluate": [task]})
 
 

@@ -8,6 +8,7 @@ from luthier.data import turns
 from luthier.data.formats import EXAMPLES, FLAG, Format, is_flag
 from luthier.data.problems import ProblemLog
 from luthier.data.readers import Row
+from luthier.data.reasoning import with_rationale
 from luthier.data.records import Conversation, Labelled, PromptAnswer, Record, Text
 
 REMOVE = "fill it in or remove the row"
@@ -56,9 +57,11 @@ def _instruction(row: Row, form: Format, log: ProblemLog) -> Record | None:
     answer = _string(row, form, "response" if is_dolly else "output", log)
     system = _string(row, form, "system", log, required=False)
     history = turns.history(row.value.get(form.columns.get("history", "")), row.source, log)
-    if prompt is None or context is None or answer is None or system is None or history is None:
+    rationale = _string(row, form, "rationale", log, required=False)
+    if prompt is None or context is None or answer is None or system is None or history is None or rationale is None:
         return None
-    return PromptAnswer(prompt, answer, context, system, history, is_instruction=True, source=row.source)
+    thought, answer = with_rationale(rationale, answer)
+    return PromptAnswer(prompt, answer, context, system, history, True, row.source, thought)
 
 
 def _pair(row: Row, form: Format, log: ProblemLog) -> Record | None:
@@ -72,9 +75,8 @@ def _pair(row: Row, form: Format, log: ProblemLog) -> Record | None:
     system = _string(row, form, "system", log, required=False)
     if prompt is None or answer is None or rationale is None or system is None:
         return None
-    if rationale.strip():
-        answer = f"{rationale}\nThe answer is {answer}."
-    return PromptAnswer(prompt, answer, "", system, (), is_instruction=False, source=row.source)
+    thought, answer = with_rationale(rationale, answer)
+    return PromptAnswer(prompt, answer, "", system, (), False, row.source, thought)
 
 
 def _text(row: Row, form: Format, log: ProblemLog) -> Record | None:

@@ -37,6 +37,7 @@ class Shape:
 
 
 CHAT_COLUMNS = ("messages", "conversations", "conversation", "dialogue", "dialog")
+RATIONALES = ("rationale", "reasoning")
 SHAPES = (
     Shape(
         "messages",
@@ -47,19 +48,24 @@ SHAPES = (
     Shape(
         "dolly",
         {"instruction": ("instruction",), "response": ("response",)},
-        {"context": ("context", "input"), "system": ("system", "system_prompt")},
+        {"context": ("context", "input"), "system": ("system", "system_prompt"), "rationale": RATIONALES},
         '{"instruction": "…", "context": "…", "response": "…"}',
     ),
     Shape(
         "alpaca",
         {"instruction": ("instruction",), "output": ("output",)},
-        {"input": ("input",), "system": ("system", "system_prompt"), "history": ("history",)},
+        {
+            "input": ("input",),
+            "system": ("system", "system_prompt"),
+            "history": ("history",),
+            "rationale": RATIONALES,
+        },
         '{"instruction": "…", "input": "…", "output": "…"}',
     ),
     Shape(
         "flan",
         {"prompt": (), "answer": ()},  # column names come in pairs, below
-        {"rationale": ("rationale",), "system": ("system", "system_prompt")},
+        {"rationale": RATIONALES, "system": ("system", "system_prompt")},
         '{"prompt": "…", "answer": "…"}',
     ),
     Shape("text", {"text": ("text", "content")}, {}, '{"text": "…"}'),

@@ -50,6 +50,7 @@ class PromptAnswer:
         history: earlier (prompt, answer) turns.
         is_instruction: Alpaca's and Dolly's rows, which have a well-known plain form; other rows are kept as they are.
         source: `file:line`.
+        reasoning: the thinking that the answer begins with, white space behind it included.
     """
 
     prompt: str
@@ -59,6 +60,7 @@ class PromptAnswer:
     history: tuple[tuple[str, str], ...]
     is_instruction: bool
     source: str
+    reasoning: str = ""
 
 
 @dataclass(frozen=True, slots=True)

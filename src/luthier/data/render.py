@@ -32,6 +32,7 @@ from luthier.data.prompts import (
     wanted_turns,
     with_prefix,
 )
+from luthier.data.reasoning import hidden_ranges
 from luthier.data.records import Conversation, PromptAnswer, Record, Text
 from luthier.data.spans import Chat, Span, TemplateRefusal, Turn, answer_spans
 from luthier.data.store import ExampleStore, StoreBuilder
@@ -81,12 +82,14 @@ class _Written:
         spans: the characters that count, in order; None when all do.
         chat: the template that wrote it; without one the tokenizer's BOS goes in front and EOS behind.
         source: `file:line`.
+        hidden: characters within the spans that are read and not learnt.
     """
 
     text: str
     spans: Sequence[Span] | None
     chat: Chat | None
     source: str
+    hidden: Sequence[tuple[int, int]] = ()
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,7 @@ class Renderer:
         max_length: the longest example in tokens; None for no limit.
         context: the longest sequence that the model can take, for the advice about longer rows.
         on_overlong: what to do with longer rows under sft. Under lm they are cut into consecutive windows.
+        hides_reasoning: the thinking before an answer is not learnt; not with `train_on` "all".
 
     Raises:
         ModelError: no such template, or a tokenizer that cannot say which characters a token stands for.
@@ -123,6 +127,7 @@ class Renderer:
         on_overlong: OnOverlong = "error",
         chat_template: str | None = None,
         context: int | None = None,
+        hides_reasoning: bool = False,
     ) -> None:
         require_offsets(tokenizer)
         if chat_template is not None:
@@ -133,6 +138,7 @@ class Renderer:
         self.max_length = max_length
         self.context = context
         self.on_overlong: OnOverlong = on_overlong
+        self.hides_reasoning = hides_reasoning
         self._known = known_characters(tokenizer)
         self._ends: dict[str, frozenset[int]] = {}
         special = sorted(special_tokens(tokenizer).values(), key=len, reverse=True)
@@ -176,7 +182,7 @@ class Renderer:
                     yield None
                     continue
                 tally.lost += lost_characters(row.text, self._known)
-                yield self._weigh(row, next(encoded))
+                yield self._weigh(row, next(encoded), tally)
 
     def _write(self, record: Record, tally: Tally) -> _Written:
         if isinstance(record, Text):
@@ -193,17 +199,25 @@ class Renderer:
             text = prompt + record.answer
             self._look_for_special(text, record.source, tally)
             spans = None if self.train_on == "all" else (Span(len(prompt), len(text), 1.0),)
-            return _Written(text, spans, None, record.source)
+            return _Written(text, spans, None, record.source, self._hidden(record, text, spans, ()))
         tally.alpaca += not self.tokenizer.chat_template
         turns = chat.turns(record)
+        hidden: Sequence[tuple[int, int]] = ()
         if self.train_on == "all":
             text, spans = chat.text(turns), None
             warn_of_unused_weights(record, tally)
         else:
-            text, spans = answer_spans(chat, turns, wanted_turns(record, self.train_on))
+            wanted = wanted_turns(record, self.train_on)
+            text, spans = answer_spans(chat, turns, wanted)
+            hidden = self._hidden(record, text, spans, sorted(wanted))
             warn_of_another_prompt(chat, turns, text, record.source, tally)
         self._check_turns(turns, text, record.source, tally)
-        return _Written(text, spans, chat, record.source)
+        return _Written(text, spans, chat, record.source, hidden)
+
+    def _hidden(
+        self, record: Conversation | PromptAnswer, text: str, spans: Sequence[Span] | None, wanted: Sequence[int]
+    ) -> Sequence[tuple[int, int]]:
+        return tuple(hidden_ranges(record, text, spans, wanted)) if self.hides_reasoning and spans else ()
 
     def _check_turns(self, turns: Sequence[Turn], text: str, source: str, tally: Tally) -> None:
         """Warn of what the template left out and of text that is read as special tokens."""
@@ -225,7 +239,7 @@ class Renderer:
 
     # ---- tokens -----------------------------------------------------------------------------------------------------
 
-    def _weigh(self, row: _Written, tokens: Tokens) -> Row:
+    def _weigh(self, row: _Written, tokens: Tokens, tally: Tally) -> Row:
         weights = np.full(len(tokens), 1.0 if row.spans is None else 0.0, dtype=np.float32)
         ends = self._turn_ends(row.chat)
         end = self._last_end(tokens, ends) if row.spans is None else None
@@ -233,6 +247,12 @@ class Renderer:
             first, stop = tokens.between(span.start, span.end)
             end = _closing(tokens, row.text, first, stop, ends)
             weights[first : stop if end is None else end + 1] = span.weight
+        if row.hidden:
+            before = np.count_nonzero(weights)
+            for start, stop in row.hidden:  # a token that reaches over into the answer is the answer's
+                weights[(tokens.starts >= start) & (tokens.ends <= stop)] = 0.0
+            tally.hidden_rows += 1
+            tally.hidden_tokens += int(before - np.count_nonzero(weights))
         ids = tokens.ids
         if row.chat is None:
             ids, weights, end = self._with_ends(ids, weights)

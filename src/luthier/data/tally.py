@@ -37,6 +37,8 @@ class Tally:
     plain: int = 0
     alpaca: int = 0
     prompts_seen: int = 0
+    hidden_rows: int = 0
+    hidden_tokens: int = 0
 
 
 def notes(tally: Tally, tokens: int, limit: int | None) -> list[str]:
@@ -56,6 +58,9 @@ def notes(tally: Tally, tokens: int, limit: int | None) -> list[str]:
     if tally.with_end < tally.kept:
         share = tally.with_end / max(tally.kept, 1)
         lines.append(f"only {share:.0%} of the rows end with a trained end token: the model may not learn to stop")
+    if tally.hidden_rows:
+        what = f"{tally.hidden_tokens:,} tokens of reasoning are there to be read and not learnt"
+        lines.append(f"in {tally.hidden_rows:,} rows {what} (reasoning: hidden)")
     if tally.unknown:
         lines.append(f"{tally.unknown:,} tokens ({tally.unknown / tokens:.1%}) are unknown to the tokenizer")
     if tally.lost:

@@ -65,6 +65,13 @@ _RULES = (
         "remove it, or use objective: sft",
     ),
     EffectRule(
+        "reasoning",
+        ("objective",),
+        _trains_replies,
+        "this objective has no answers that are thought about",
+        "remove it, or use objective: sft",
+    ),
+    EffectRule(
         "on_overlong",
         ("objective",),
         lambda r: r.objective.data_form != "text",
@@ -133,6 +140,9 @@ def _contradictions(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], Problem]]
             what = "Numbers are not right or wrong, so there is no accuracy to be measured."
             remedy = "use metric: loss, which gives the mean squared error"
             yield ("evaluate", "objective"), Problem(what, recipe.place(f"evaluate.{index}.metric"), remedy)
+    if recipe.reasoning == "hidden" and recipe.train_on == "all" and _trains_replies(recipe):
+        what = "train_on: all learns every word, and reasoning: hidden leaves some out."
+        yield ("train_on", "reasoning"), Problem(what, recipe.place("reasoning"), "use train_on: assistant")
     held = [part.model_dump()["kind"] for part in recipe.regularizers]
     for index, kind in enumerate(held):
         if kind in held[:index] and kind != "replay":

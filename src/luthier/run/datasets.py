@@ -138,6 +138,7 @@ class Rendering:
             max_length=self.max_length,
             on_overlong=self.recipe.on_overlong,
             context=self.context,
+            hides_reasoning=self.recipe.reasoning == "hidden" and form == "conversation",
         )
         return PairRenderer(renderer).render_all(records) if is_judged else renderer.render_all(records)
 

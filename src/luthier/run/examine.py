@@ -14,6 +14,7 @@ from luthier.core.component import kinds
 from luthier.core.errors import DataError, MissingExtra, ModelError, Problem, RecipeError, UserError, did_you_mean
 from luthier.data.labelled import Classes, Numbers, find_classes, find_numbers, unknown_labels
 from luthier.data.load import Records, load_records, split
+from luthier.data.reasoning import has_reasoning, stripped
 from luthier.data.records import Asked, Conversation, Preference, Rated, Record, turns_of
 from luthier.data.spec import DataSpec
 from luthier.data.templates import TEMPLATES
@@ -132,6 +133,7 @@ def examine(draft: Draft) -> Examined:
         _find_classes(recipe, found)
         found.recipe_problems += _missing_trackers(recipe)
         found.recipe_problems += _missing_teacher(recipe, draft)
+        found.recipe_problems += _unreasoned(recipe, found.data)
         found.recipe_problems += _lacking_reward(recipe, draft)
         found.recipe_problems += misfits(recipe, found.model, found.data)
     return found
@@ -204,7 +206,33 @@ def _read(spec: object, key: KeyPath, draft: Draft, form: DataForm, found: Exami
         found.data_problems += [_placed(p, key, draft) for p in error.problems]
         return None
     found.data_problems += records.problems
-    return records
+    return _without_reasoning(records) if draft.values.get("reasoning") == "stripped" else records
+
+
+def _without_reasoning(records: Records) -> Records:
+    """Return the rows with their answers alone, and say in how many there was more."""
+    count = sum(map(has_reasoning, records.records))
+    if not count:
+        return records
+    said = records.counts["notes"]
+    assert isinstance(said, list)
+    note = f"the reasoning was taken out of {count:,} rows (reasoning: stripped)"
+    return replace(
+        records, records=tuple(map(stripped, records.records)), counts={**records.counts, "notes": [*said, note]}
+    )
+
+
+def _unreasoned(recipe: Recipe, data: Records | None) -> list[Problem]:
+    """Return the problem of a policy for reasoning where there is none."""
+    if data is None or recipe.reasoning == "trained" or recipe.objective.data_form != "conversation":
+        return []
+    notes = data.counts["notes"]
+    was_stripped = recipe.reasoning == "stripped" and isinstance(notes, list) and any("reasoning" in n for n in notes)
+    if was_stripped or any(map(has_reasoning, data.records)):
+        return []
+    what = f"reasoning: {recipe.reasoning} has no effect: no row has any."
+    remedy = "remove it; reasoning stands in a column rationale or reasoning, or in <think>…</think> in an answer"
+    return [Problem(what, recipe.place("reasoning"), remedy)]
 
 
 def _placed(problem: Problem, key: KeyPath, draft: Draft) -> Problem:

@@ -21,8 +21,8 @@ from luthier.core.rundir import RunDir, StageDir, write_atomic, write_json
 from luthier.data.store import ExampleStore
 from luthier.data.stream import Stream
 from luthier.evaluate.classes import class_scores, predict_texts
-from luthier.evaluate.numbers import number_scores, rate_texts
 from luthier.evaluate.measure import Score, answer, exact_match, held_out_loss
+from luthier.evaluate.numbers import number_scores, rate_texts
 from luthier.evaluate.preferences import calibration_error, preference_scores, reward_differences, reward_texts
 from luthier.models.files import ModelFacts, local_folder
 from luthier.models.load import load_config, load_tokenizer
@@ -537,7 +537,7 @@ def _measure_language(stage: StageRun, held_out: bool = True) -> tuple[dict[str,
 
 
 def _measure_numbers(stage: StageRun) -> tuple[dict[str, dict], list[str]]:
-    """Return errors and correlations on the held-out rows, the tasks' squared errors, and the numbers of the samples."""
+    """Return errors and correlations on the held-out rows, the tasks' squared errors, and what samples are given."""
     model, data, cut = stage.model, stage.data, stage.engine.cut
     scores: dict[str, dict] = {}
     if data.held_out:
