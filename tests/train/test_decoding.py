@@ -134,3 +134,28 @@ def test_tokens_that_the_generation_config_suppresses_are_never_drawn(loaded: Lo
     assert all(free[0][0] not in answer for answer in generate(model, PROMPTS, Sampling(NEW)))
     model.module.generation_config.no_repeat_ngram_size = 2
     assert not decoding.decodes(model)
+
+
+def test_folded_adapters_write_what_they_write_otherwise_and_are_unfolded_behind(
+    loaded: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from luthier.models import folding
+
+    model = loaded("llama")
+    component_class("method", "lora").model_validate({"kind": "lora", "rank": 2}).prepare(model.module)  # type: ignore[attr-defined]
+    with torch.no_grad():
+        for parameter in model.module.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+    before = {n: p.detach().clone() for n, p in model.module.named_parameters()}
+    seen = [m for m in model.module.modules() if isinstance(m, folding.Foldable)]
+    assert seen
+    folded = sample(model, PROMPTS, 2, Sampling(NEW, temperature=1.0))
+    assert not any("forward" in vars(m) for m in seen)
+    assert all(torch.equal(before[n], p) for n, p in model.module.named_parameters())
+    monkeypatch.setattr(folding, "MOST_BYTES", 0)
+    plain = sample(model, PROMPTS, 2, Sampling(NEW, temperature=1.0))
+    for ours, theirs in zip(folded, plain):
+        assert [a.tokens.tolist() for a in ours] == [a.tokens.tolist() for a in theirs]
+        for a, b in zip(ours, theirs):
+            np.testing.assert_allclose(a.logps, b.logps, atol=1e-5)  # type: ignore[arg-type]

@@ -78,8 +78,8 @@ class Grpo(Objective):
     mask_truncated: bool = False
     """Learn nothing from answers that had to stop before they ended; their rewards still count for the others."""
     max_kl: float | None = Field(default=2.0, gt=0)
-    """Stop the run when the model has moved this far from its start (mean KL of a token in nats). null looks no longer,
-    and saves a pass over the answers if beta is 0."""
+    """Stop the run when the model has moved this far from its start (mean KL of a token in nats). If beta is
+    0 it is measured on a quarter of the prompts; null measures nothing then."""
 
     title: ClassVar[str] = "Group relative policy optimisation"
     summary: ClassVar[str] = "Raise what a reward finds better among several answers to the same prompt."
@@ -99,7 +99,7 @@ class Grpo(Objective):
         "beta": "用每个词元的 KL 散度把模型拉在起点附近的力度。",
         "iterations": "每批回答上做多少次优化器更新。",
         "mask_truncated": "不从被截断的回答中学习；它们的奖励仍参与比较。",
-        "max_kl": "模型离起点太远时停止（每词元平均 KL，单位 nat）。null 不检查；若 beta 为 0，可省去一遍计算。",
+        "max_kl": "模型离起点太远时停止（每词元平均 KL，单位 nat）。若 beta 为 0，只在四分之一的提示上测量；null 则完全不测量。",
     }
     example: ClassVar[dict[str, object]] = {
         "reward": {"kind": "regex", "pattern": "friend|happy|smile"},
@@ -130,6 +130,10 @@ class Grpo(Objective):
     @property
     def compares_with_start(self) -> bool:
         return self.beta > 0 or self.max_kl is not None
+
+    @property
+    def learns_from_start(self) -> bool:
+        return self.beta > 0
 
     @property
     def wants_values(self) -> bool:

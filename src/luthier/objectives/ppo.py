@@ -146,6 +146,10 @@ class Ppo(Objective):
         return True
 
     @property
+    def learns_from_start(self) -> bool:
+        return True
+
+    @property
     def wants_values(self) -> bool:
         return True
 

@@ -93,6 +93,11 @@ class Online(Protocol):
     def compares_with_start(self) -> bool: ...
 
     @property
+    def learns_from_start(self) -> bool:
+        """Whether "start" has to be known of every answer; for a look at how far the model has moved, some will do."""
+        ...
+
+    @property
     def wants_values(self) -> bool:
         """Whether "values" have to be known of every token before `learn`."""
         ...

@@ -11,6 +11,7 @@ import torch
 
 from luthier.data.render import stop_token_ids
 from luthier.models.causal import CausalModel
+from luthier.models.folding import folded
 
 if TYPE_CHECKING:
     from luthier.models.loaded import LoadedModel
@@ -81,7 +82,8 @@ def sample(
             asked = [prompts[r] for r in rows]
             if isinstance(model, CausalModel) and decodes(model):
                 numbers = [range(r * count, (r + 1) * count) for r in rows]
-                new = decode(model, Order(asked, numbers, room, stops, counts), sampling)
+                with folded(model.module):
+                    new = decode(model, Order(asked, numbers, room, stops, counts), sampling)
             else:
                 new = _generate_batch(model, asked, count, room, replace(sampling, seed=sampling.seed + rows[0]), stops)
             for row, found in zip(rows, new):

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from luthier.train.engine import Engine
 
 
+SPOT_CHECK = 4
+"""Where the start is only looked at, one prompt in so many is: their order is random, so the estimate is unbiased."""
+
+
 @dataclass(frozen=True)
 class Prompt:
     """What is asked: as tokens, and as the row of the data that a reward may look at."""
@@ -119,16 +123,18 @@ def _looked_at(
     """
     counted = all(a.logps is not None and a.entropies is not None for found in answers for a in found)
     if counted and engine.model.autocast is None and not objective.wants_values:
-        numbers = [{"old": _joined([a.logps for a in found])} for found in answers]
+        numbers: list[dict[str, np.ndarray]] = [{"old": _joined([a.logps for a in found])} for found in answers]
         entropies = np.concatenate([_joined([a.entropies for a in found]) for found in answers])
     else:
         numbers = _predicted(engine, examples, objective.temperature, with_entropies=not counted)
         found = [n.pop("entropies") for n in numbers] if not counted else []
         entropies = np.concatenate(found or [_joined([a.entropies for a in found]) for found in answers])
     if objective.compares_with_start:
+        looked_at = examples if objective.learns_from_start else examples[: -(-len(examples) // SPOT_CHECK)]
         with engine.reference():
-            start = _predicted(engine, examples, objective.temperature)
-        numbers = [{**mine, "start": theirs["old"]} for mine, theirs in zip(numbers, start)]
+            start = _predicted(engine, looked_at, objective.temperature)
+        for mine, theirs in zip(numbers, start):
+            mine["start"] = theirs["old"]
     return entropies, [replace(example, token_extras=own) for example, own in zip(examples, numbers)]
 
 
@@ -153,5 +159,6 @@ def _predicted(
 
 
 def _kl(examples: Sequence[Example]) -> float:
-    old, start = (np.concatenate([e.token_extras[name] for e in examples]) for name in ("old", "start"))
+    seen = [example for example in examples if "start" in example.token_extras]
+    old, start = (np.concatenate([e.token_extras[name] for e in seen]) for name in ("old", "start"))
     return float(k3(torch.from_numpy(old).double(), torch.from_numpy(start).double()).mean())

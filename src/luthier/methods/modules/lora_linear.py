@@ -17,9 +17,10 @@ from peft.tuners.lora import Linear as PeftLinear
 from torch import Tensor, nn
 
 from luthier.core.matmul import product
+from luthier.models.folding import Foldable
 
 
-class FusedLoraLinear(PeftLinear):
+class FusedLoraLinear(PeftLinear, Foldable):
     """PEFT's LoRA layer with the fused product wherever that gives the same result; elsewhere PEFT's own forward."""
 
     def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
@@ -29,6 +30,15 @@ class FusedLoraLinear(PeftLinear):
         base = cast("nn.Linear", self.get_base_layer())
         a, b = factors(self, name)
         return fused_lora(x, base.weight, base.bias, a.weight, b.weight, self.scaling[name])
+
+    def folded(self) -> tuple[Tensor, Tensor | None] | None:
+        """Return W + s·B·A and the bias, where the fused product is exact."""
+        base = cast("nn.Linear", self.get_base_layer())
+        name = self._fusable_adapter(base.weight, (), {})
+        if name is None:
+            return None
+        a, b = factors(self, name)
+        return torch.addmm(base.weight, b.weight, a.weight, alpha=self.scaling[name]), base.bias
 
     def _fusable_adapter(self, x: Tensor, args: tuple[object, ...], kwargs: dict[str, object]) -> str | None:
         """Return the one active adapter if fusing is exact: float32, no dropout, nothing merged, a frozen plain base."""
