@@ -7,11 +7,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from families import build, build_classifier, examples, labelled_examples, tokenizer
+from luthier.core.batch import Example
 from luthier.core.component import kinds
 from luthier.core.rundir import StageDir
 from luthier.methods.base import Method, trainable
@@ -21,6 +23,7 @@ from luthier.models.causal import CausalModel, probe
 from luthier.models.classifier import Classifier, probe_classifier
 from luthier.models.load import load_model
 from luthier.objectives.classify import Classify
+from luthier.objectives.simpo import Simpo
 from luthier.regularizers.base import Regularizer
 from luthier.regularizers.ewc import Ewc
 from luthier.regularizers.kl import Kl
@@ -294,3 +297,40 @@ def test_noise_is_a_function_of_seed_step_and_micro_batch() -> None:
 @pytest.mark.parametrize(("share", "batch", "expected"), [(0.25, 8, 2), (0.01, 8, 1), (0.9, 4, 3), (0.1, 64, 6)])
 def test_replay_takes_its_share_of_a_step_and_never_all_of_it(share: float, batch: int, expected: int) -> None:
     assert Replay(data="x", share=share).rows_per_step(batch) == expected  # type: ignore[arg-type]
+
+
+# ---------------------------------------------------------------------- with other objectives
+
+
+def pairs() -> list[Example]:
+    draw = np.random.default_rng(4)
+    found = []
+    for prompt, chosen, rejected in ((4, 5, 3), (2, 3, 6), (5, 2, 2)):
+        size = prompt + chosen + rejected
+        weights = np.ones(size, dtype=np.float32)
+        weights[:prompt] = 0.0
+        tokens = draw.integers(3, 60, size).astype(np.int32)
+        found.append(Example(tokens, weights, "p.jsonl:1", branches=(chosen, rejected)))
+    return found
+
+
+@pytest.mark.parametrize("family", ["llama", "bloom"])
+def test_kl_is_per_token_under_an_objective_that_counts_pairs(family: str) -> None:
+    part = Kl(weight=0.7)
+    rows = pairs()
+    found = []
+    for cut in (Cut(), Cut(sequences=1)):
+        made = moved(part, family=family, cut=cut, objective=Simpo())
+        found.append(gradients(made, rows))
+    whole, metrics = found[0]
+    without, _ = gradients(moved(None, family=family, objective=Simpo()), rows)
+    # The same number as under an objective over the same tokens.
+    assert metrics["kl_to_base"] == pytest.approx(
+        gradients(moved(part, family=family), rows)[1]["kl_to_base"], rel=1e-4
+    )
+    assert found[1][1]["kl_to_base"] == pytest.approx(metrics["kl_to_base"], rel=1e-4)
+    added = 0.0
+    for key, gradient in whole.items():
+        assert (found[1][0][key] - gradient).abs().max() < 2e-5 * max(1.0, float(gradient.abs().max())), key
+        added += float((gradient - without[key]).abs().sum())
+    assert added > 1.0

@@ -90,6 +90,11 @@ def test_a_place_in_the_endless_sequence_is_that_of_its_epoch() -> None:
         ({"regularizers": ["kl"], "objective": "classify"}, "predicts none"),
         ({"regularizers": [{"kind": "ewc", "data": "x"}], "objective": "classify"}, "predicts none"),
         ({"regularizers": ["neftune"], "objective": "classify", "method": "feature_extraction"}, "no effect"),
+        ({"regularizers": ["neftune"], "objective": {"kind": "grpo", "reward": "exact_match"}}, "own change"),
+        (
+            {"regularizers": [{"kind": "replay", "data": "x"}], "objective": {"kind": "grpo", "reward": "exact_match"}},
+            "own",
+        ),
         ({"regularizers": ["dropout"]}, "There is no regularizer"),
         ({"regularizers": [{"kind": "kl", "weight": 0}]}, "more than 0"),
         ({"regularizers": ["ewc"]}, "data"),

@@ -122,7 +122,7 @@ class _DivergenceSum(torch.autograd.Function):
         total = torch.zeros((), dtype=torch.float64, device=hidden_MH.device)
         grad_hidden = torch.empty_like(hidden_MH) if need_hidden else None
         grad_weight = torch.zeros_like(weight_VH) if need_weight else None
-        grad_bias = torch.zeros_like(bias_V) if need_bias else None
+        grad_bias = torch.zeros_like(bias_V) if need_bias and bias_V is not None else None
         buffer = _logits_buffer(hidden_MH, size, dtype)
         for rows in _chunks(len(weights_M), size):
             hidden_CH = hidden_MH[rows].to(dtype)

@@ -45,7 +45,7 @@ class Predicted:
         """Return each row's class by name, with its probability; all that apply, if several may."""
         if self.is_multi:
             each = [
-                [f"{names[c]} ({np.exp(row[c]):.0%})" for c in np.flatnonzero(on)]
+                [f"{names[c]} ({np.exp(row[c]):.0%})" for c in range(len(names)) if on[c]]
                 for row, on in zip(self.logps_NC, self.applies_NC)
             ]
             return [", ".join(found) or "none" for found in each]

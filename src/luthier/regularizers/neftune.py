@@ -52,6 +52,11 @@ class Neftune(Regularizer):
     is_noisy: ClassVar[bool] = True
 
     def problems(self, facts: StageFacts) -> list[Problem]:
+        if facts.data_form == "prompt":
+            what = (
+                "neftune would compare answers with and without noise, where only the model's own change should count."
+            )
+            return [Problem(what, "", "remove it, or use an objective that learns from rows")]
         if not facts.keeps_features:
             return []
         what = "neftune has no effect: the backbone runs once for each row, before training, and without noise."

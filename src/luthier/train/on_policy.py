@@ -31,7 +31,8 @@ def with_own_answers(engine: Engine, examples: Sequence[Example], others: Sequen
     if not share:
         return [*examples, *others]
     seed = zlib.crc32(f"{engine.settings.seed}/own/{engine.step}".encode())
-    chosen = np.flatnonzero(np.random.default_rng(seed).random(len(examples)) < share)
+    draws = np.random.default_rng(seed).random(len(examples))
+    chosen = [index for index, number in enumerate(draws) if number < share]
     prompts = [examples[i].tokens[: answer_start(examples[i])].tolist() for i in chosen]
     sampling = Sampling(max_new_tokens=longest, temperature=1.0, seed=seed)
     answers = sample(engine.model, prompts, 1, sampling, counts=False) if len(chosen) else []
