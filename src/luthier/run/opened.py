@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from luthier.core.rundir import PIPELINE, RESOLVED, STATE, RunDir, StageDir, final_checkpoint, read_json
+from luthier.core.rundir import PIPELINE, RESOLVED, STATE, RunDir, StageDir, final_checkpoint, last_stage, read_json
 from luthier.models.files import inspect_model
 from luthier.run.begin import lay_under
 from luthier.run.config import Recipe, build_component, require_recipe
@@ -77,6 +77,7 @@ def load_for(
 
 def run_labels(run: RunDir) -> dict[str, str] | None:
     """Return label → name of the classes that a run learns, in the order of its logits; None for a language model."""
+    run = RunDir(last_stage(run.path))
     written = [stage.labels for stage in run.stages() if stage.labels.is_file()]
     if not written:
         return None
@@ -95,6 +96,7 @@ def is_multi_label(target: str) -> bool:
 
 def run_is_multi_label(run: RunDir) -> bool:
     """Return whether a run learns of each class whether it applies."""
+    run = RunDir(last_stage(run.path))
     written = [stage.labels for stage in run.stages() if stage.labels.is_file()]
     return bool(written) and read_json(written[-1]).get("multi_label") is True
 
