@@ -5,8 +5,8 @@
 Same weights, prompts, answers to each prompt and new tokens for both; 8 prompts with 8 answers of up to 32 tokens.
 Time is user plus system time of the process in one thread, so that other work on the machine does not count; the first
 iteration is warm-up. Both run at their defaults: Luthier looks at the KL to the start on a quarter of the prompts, TRL
-loads no reference model unless beta is above 0 (case lora-8m-kl, where both look at every answer). --trl-python names an interpreter
-that has trl==1.16.0, peft and transformers.
+loads no reference model unless beta is above 0 (case lora-8m-kl, where both look at every answer). --trl-python names
+an interpreter that has trl==1.16.0, peft and transformers.
 """
 
 from __future__ import annotations
