@@ -13,6 +13,7 @@ from luthier.core.errors import DataError, Problem, UserError
 from luthier.core.rundir import RunDir
 from luthier.data.labelled import LabelledRenderer, Numbers, fit_classes
 from luthier.data.load import has_documents, load_records
+from luthier.data.reasoning import stripped
 from luthier.data.records import Preference, Rated, Record
 from luthier.data.spec import DataSpec
 from luthier.models.files import inspect_model
@@ -63,8 +64,10 @@ def run(
         # A measurement goes on where training would stop and ask; what was cut or left out is counted below.
         on_overlong="drop" if recipe is not None and recipe.on_overlong == "drop" else "truncate",
         chat_template=chat_template,
+        hides_reasoning=recipe is not None and recipe.reasoning == "hidden" and train_on != "all" and not is_text,
     )
-    rendered = renderer.render_all(rows.records)
+    alone = recipe is not None and recipe.reasoning == "stripped"
+    rendered = renderer.render_all([stripped(r) for r in rows.records] if alone else rows.records)
     score = held_out_loss(model, rendered.store)
     result = {
         "loss": score.value,
