@@ -13,13 +13,19 @@ from luthier.run.plots import Chart, Series, line_chart, smooth
 from luthier.run.summary import Curve
 
 _KNOWN = {"step", "epoch", "loss", "eval_loss", "learning_rate", "grad_norm", "tokens", "step_seconds"}
+_FIRST = {"reward": "mean", "kl": "nats per token", "entropy": "nats per token", "response_length": "tokens"}
+"""What matters most where a model learns from its own answers, with its unit."""
 
 
 def charts(curves: Mapping[str, Curve]) -> Iterator[Markup]:
     """Yield the plots of a stage: loss first, then the rate, the gradient, the speed, and whatever else there is."""
     marks = _epoch_marks(curves.get("epoch"))
+    first = [key for key in _FIRST if key in curves]
+    for key in first:
+        yield line_chart(_other_chart(key, curves[key], curves.get(f"eval_{key}")))
     if "loss" in curves:
-        yield line_chart(Chart("Loss", _loss_series(curves), unit="nats per token", marks=marks))
+        unit = "" if first else "nats per token"  # a surrogate of rewards has no unit
+        yield line_chart(Chart("Loss", _loss_series(curves), unit=unit, marks=marks))
     if "learning_rate" in curves:
         yield line_chart(
             Chart("Learning rate", (_plain("learning rate", curves["learning_rate"]),), scale="linear", from_zero=True)
@@ -30,15 +36,18 @@ def charts(curves: Mapping[str, Curve]) -> Iterator[Markup]:
     if speed is not None:
         yield line_chart(Chart("Speed", _with_smooth(speed), unit="tokens/s", text=numbers.count, from_zero=True))
     for key, curve in curves.items():
-        if key not in _KNOWN and len(set(curve.values[:1000])) > 1:
+        is_shown = key in first or key.removeprefix("eval_") in first
+        if key not in _KNOWN and not is_shown and len(set(curve.values[:1000])) > 1:
             yield line_chart(_other_chart(key, curve))
 
 
-def _other_chart(key: str, curve: Curve) -> Chart:
+def _other_chart(key: str, curve: Curve, held: Curve | None = None) -> Chart:
     words = key.replace("_", " ")
     title = words[:1].upper() + words[1:] if len(words) > 3 else words.upper()
     if not key.endswith("_bytes"):
-        return Chart(title, _with_smooth(curve))
+        return Chart(
+            title, (*_with_smooth(curve), *(() if held is None else _held_out(held))), unit=_FIRST.get(key, "")
+        )
     return Chart(
         title.replace("bytes", "memory"),
         (_plain("memory", curve),),
@@ -52,9 +61,12 @@ def _loss_series(curves: Mapping[str, Curve]) -> tuple[Series, ...]:
     if "eval_loss" not in curves:
         return _with_smooth(curves["loss"])
     series = _with_smooth(curves["loss"], "training, ")
-    held = curves["eval_loss"]
+    return (*series, *_held_out(curves["eval_loss"]))
+
+
+def _held_out(held: Curve) -> tuple[Series, ...]:
     lines = (Series("held-out", held.steps, held.values, "line", "second"),) if len(held.steps) > 1 else ()
-    return (*series, *lines, Series("held-out", held.steps, held.values, "dots", "second"))
+    return (*lines, Series("held-out", held.steps, held.values, "dots", "second"))
 
 
 def _with_smooth(curve: Curve, prefix: str = "") -> tuple[Series, ...]:

@@ -54,6 +54,7 @@ _QUANTIZED = Foreign("method", "write `method: qlora`, or `method: {kind: qlora,
 _ONE_DEVICE = _nothing("remove it: this version trains on one device")
 _ATTENTION = _nothing("remove it: packed attention is exact on every machine and needs no setting")
 _IN_OBJECTIVE = "write it in the long form of the objective: objective: {{kind: dpo, {key}: …}}"
+_ROLLOUTS = "write it in the long form of the objective: objective: {{kind: grpo, {key}: …}}"
 _OBJECTIVES = "write `objective: sft` (answers), lm (raw text), dpo, kto, orpo, simpo, reward, ppo or grpo"
 _CHECKPOINTING = Foreign(
     "gradient_checkpointing", "write `gradient_checkpointing: true`; every model uses the non-reentrant form"
@@ -202,9 +203,7 @@ FOREIGN_NAMES: dict[str, Foreign] = {
     "kto_desirable_weight": Foreign(
         "objective.desirable_weight", "write `objective: {kind: kto, desirable_weight: …}`"
     ),
-    "kto_chosen_weight": Foreign(
-        "objective.desirable_weight", "write `objective: {kind: kto, desirable_weight: …}`"
-    ),
+    "kto_chosen_weight": Foreign("objective.desirable_weight", "write `objective: {kind: kto, desirable_weight: …}`"),
     "kto_undesirable_weight": Foreign(
         "objective.undesirable_weight", "write `objective: {kind: kto, undesirable_weight: …}`"
     ),
@@ -213,6 +212,24 @@ FOREIGN_NAMES: dict[str, Foreign] = {
     ),
     "rpo_alpha": Foreign("objective.sft_weight", "write `objective: {kind: dpo, sft_weight: …}`"),
     "pref_ftx": Foreign("objective.sft_weight", "write `objective: {kind: dpo, sft_weight: …}`"),
+    "num_generations": Foreign("objective.num_generations", _ROLLOUTS.format(key="num_generations")),
+    "num_iterations": Foreign("objective.iterations", _ROLLOUTS.format(key="iterations")),
+    "num_ppo_epochs": Foreign("objective.iterations", "write `objective: {kind: ppo, iterations: …}`"),
+    "num_mini_batches": Foreign("objective.minibatches", "write `objective: {kind: ppo, minibatches: …}`"),
+    "max_completion_length": Foreign("objective.max_new_tokens", _ROLLOUTS.format(key="max_new_tokens")),
+    "response_length": Foreign("objective.max_new_tokens", _ROLLOUTS.format(key="max_new_tokens")),
+    "reward_funcs": Foreign("objective.reward", _ROLLOUTS.format(key="reward")),
+    "reward_model": Foreign("objective.reward", "write `objective: {kind: ppo, reward: {kind: model, path: …}}`"),
+    "scale_rewards": Foreign("objective.scale_rewards", _ROLLOUTS.format(key="scale_rewards")),
+    "epsilon_high": Foreign("objective.epsilon_high", _ROLLOUTS.format(key="epsilon_high")),
+    "mask_truncated_completions": Foreign("objective.mask_truncated", _ROLLOUTS.format(key="mask_truncated")),
+    "kl_coef": Foreign("objective.beta", "write `objective: {kind: ppo, beta: …}`"),
+    "cliprange": Foreign("objective.epsilon", "write `objective: {kind: ppo, epsilon: …}`"),
+    "cliprange_value": Foreign("objective.epsilon_value", "write `objective: {kind: ppo, epsilon_value: …}`"),
+    "vf_coef": Foreign("objective.value_weight", "write `objective: {kind: ppo, value_weight: …}`"),
+    "missing_eos_penalty": Foreign(
+        "objective.missing_end_penalty", "write `objective: {kind: ppo, missing_end_penalty: …}`"
+    ),
     "ref_model": _nothing("remove it: the reference is the model that training starts from"),
     "precompute_ref_log_probs": _nothing("remove it: the reference's log-probabilities are always computed once"),
     "train_on_prompt": _REPLIES,
