@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from families import examples, tokenizer
+from families import examples, tokenizer, write
 from luthier.core.batch import collate
 from luthier.core.errors import ModelError
 from luthier.methods.lora import Lora
@@ -272,3 +272,10 @@ def test_a_head_that_differs_from_the_embedding_it_is_said_to_be_tied_to_is_kept
     model.tokenizer.save_pretrained(tmp_path / "merged")
     with torch.no_grad():
         torch.testing.assert_close(load_model(str(tmp_path / "merged")).logps(batch), trained, rtol=0, atol=1e-5)
+
+
+def test_loading_draws_no_bar_of_its_own(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = str(write("llama", tmp_path))
+    capfd.readouterr()
+    load_model(folder)
+    assert "Loading weights" not in capfd.readouterr().err

@@ -162,7 +162,8 @@ def _pretrained(
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
     from transformers.utils import logging
 
-    before = logging.get_verbosity()
+    before, had_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # the screen has its own
     if classifies:
         logging.set_verbosity_error()  # a new head is no news: `_settle_head` says it in a sentence
     try:
@@ -181,6 +182,8 @@ def _pretrained(
         raise _load_error("model", where, error) from error
     finally:
         logging.set_verbosity(before)
+        if had_bars:
+            logging.enable_progress_bar()
     notes = _settle_head(module, info) if classifies else []
     problems = [
         Problem(f"{what}: {_some(names)}.", where=where, remedy=remedy)
