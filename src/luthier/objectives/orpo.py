@@ -8,6 +8,7 @@ Shape legend: S sequences, P pairs.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
@@ -16,6 +17,8 @@ from luthier.objectives.base import DataForm, LanguageModel, LossSum, Objective
 from luthier.objectives.pairs import answer_logps, halves, pair_metrics
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from luthier.core.batch import Batch
 
 
@@ -50,15 +53,26 @@ class Orpo(Objective):
 
     def loss_sum(self, model: LanguageModel, batch: Batch) -> LossSum:
         """Return the sum over pairs of the loss, and of what is logged."""
-        import torch
         from torch.nn.functional import logsigmoid
 
         means_S = answer_logps(model, batch, mean=True)
-        # 1 − p underflows where an answer is all but certain: then its odds stay finite, and its gradient zero.
-        odds_S = means_S - torch.log1p(-means_S.exp().clamp(max=1.0 - 1e-7))
+        odds_S = means_S - _log_of_the_rest(means_S)
         chosen_P, rejected_P = halves(odds_S)
         odds_loss_P = -logsigmoid(chosen_P - rejected_P)
         nll_P = -halves(means_S)[0]
         metrics = pair_metrics(*halves(self.beta * means_S))
         metrics |= {"odds_loss": odds_loss_P.detach().sum(), "nll_chosen": nll_P.detach().sum()}
         return LossSum((nll_P + self.beta * odds_loss_P).sum(), metrics)
+
+
+def _log_of_the_rest(logps_S: Tensor) -> Tensor:
+    """Return log(1 − p), exact near p = 0 and near p = 1 (Mächler 2012, Accurately computing log(1 − exp(−|a|)))."""
+    import torch
+
+    # An answer that is certain has no finite odds: it counts as one that is certain to seven digits.
+    logps_S = logps_S.clamp(max=-1e-7)
+    is_likely_S = logps_S > -math.log(2.0)
+    # Each branch is given what it can take, because `where` differentiates both.
+    likely_S = torch.where(is_likely_S, logps_S, -0.5)
+    unlikely_S = torch.where(is_likely_S, -1.0, logps_S)
+    return torch.where(is_likely_S, (-torch.expm1(likely_S)).log(), torch.log1p(-unlikely_S.exp()))
