@@ -180,7 +180,7 @@ def k3(logps: Tensor, reference: Tensor) -> Tensor:
 # ---------------------------------------------------------------------- examples and batches
 
 
-def kept_answers(example: Example, keeps: Sequence[bool]) -> Example:
+def kept_answers(example: Example, keeps: Sequence[bool] | np.ndarray) -> Example:
     """Return the example with weight only on the answers to be kept, and numbers only for what has weight."""
     if all(keeps):
         return example
