@@ -87,6 +87,8 @@ _EVALUATING = Foreign("eval_steps", "write `eval_steps: N`; without it the loss 
 _ADAPTER = Foreign("method", "write `method: lora`, or another of `luthier methods`")
 _RESUME = _nothing("remove it, and continue an interrupted run with `luthier resume RUN`")
 _RUN = _same("run")
+_NOISE = Foreign("regularizers", "write `regularizers: [{kind: neftune, alpha: {value}}]`")
+_TEACHER = Foreign("objective.teacher", "write `objective: {kind: distill, teacher: {value}}`")
 _EPOCHS = _same("epochs")
 _RATE = _same("learning_rate")
 _MODEL = _same("model")
@@ -407,6 +409,11 @@ FOREIGN_NAMES: dict[str, Foreign] = {
     "save_every_n_steps": _same("save_steps"),
     "checkpoint_every": _same("save_steps"),
     "save_total_limit": _same("keep_checkpoints"),
+    "neftune_noise_alpha": _NOISE,
+    "neftune_alpha": _NOISE,
+    "teacher_model_name_or_path": _TEACHER,
+    "teacher_model": _TEACHER,
+    "lmbda": Foreign("objective.on_policy", "write `objective: {kind: distill, teacher: …, on_policy: {value}}`"),
     "keep_last_n": _same("keep_checkpoints"),
     "save_only_model": _nothing(
         "remove it: the last states stay complete so that a run can be resumed (keep_checkpoints)"
