@@ -17,6 +17,7 @@ from luthier.models.virtual_tokens import virtual_tokens
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from luthier.models.causal import Predictions
     from luthier.models.frozen_prefix import FrozenPrefix
 
 PACKABLE_LAYERS = {"full_attention", "sliding_attention"}
@@ -86,6 +87,10 @@ class LoadedModel:
 
     def logps(self, batch: Batch, temperature: float = 1.0) -> Tensor:
         """Return log p of each supervised target, for models that write text."""
+        raise NotImplementedError(f"{type(self.module).__name__} predicts no tokens")
+
+    def predictions(self, batch: Batch, temperature: float = 1.0, with_entropies: bool = False) -> Predictions:
+        """Return what one pass says of each supervised target, for models that write text."""
         raise NotImplementedError(f"{type(self.module).__name__} predicts no tokens")
 
     def class_logits(self, batch: Batch) -> Tensor:
