@@ -55,7 +55,7 @@ _ONE_DEVICE = _nothing("remove it: this version trains on one device")
 _ATTENTION = _nothing("remove it: packed attention is exact on every machine and needs no setting")
 _IN_OBJECTIVE = "write it in the long form of the objective: objective: {{kind: dpo, {key}: …}}"
 _ROLLOUTS = "write it in the long form of the objective: objective: {{kind: grpo, {key}: …}}"
-_OBJECTIVES = "write `objective: sft` (answers), lm (raw text), dpo, kto, orpo, simpo, reward, ppo or grpo"
+_OBJECTIVES = "write `objective: sft` (answers), `objective: lm` (raw text), or dpo, kto, orpo, reward, ppo, grpo"
 _CHECKPOINTING = Foreign(
     "gradient_checkpointing", "write `gradient_checkpointing: true`; every model uses the non-reentrant form"
 )
