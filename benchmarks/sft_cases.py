@@ -13,7 +13,10 @@ import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 HERE = Path(__file__).resolve().parent
 SHARED = Path(os.environ.get("LUTHIER_SHARED", HERE.parent.parent / "shared"))
@@ -79,11 +82,10 @@ def _texts(paths: list[Path]) -> Iterator[str]:
                 yield turn["content"]
 
 
-def write_case(case: Case, rows: int, shared: Path, folder: Path) -> None:
-    """Train the tokenizer, draw the rows, initialise the model, and write all three under `folder`."""
-    import torch
+def make_tokenizer(shared: Path) -> PreTrainedTokenizerFast:
+    """Train the tokenizer that all cases share."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -104,7 +106,12 @@ def write_case(case: Case, rows: int, shared: Path, folder: Path) -> None:
         additional_special_tokens=list(SPECIAL_TOKENS[2:]),
     )
     tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
 
+
+def write_case(case: Case, rows: int, shared: Path, folder: Path) -> None:
+    """Train the tokenizer, draw the rows, initialise the model, and write all three under `folder`."""
+    tokenizer = make_tokenizer(shared)
     conversations = read_conversations(shared / "data" / ROWS_SOURCE)
     random.Random(SEED).shuffle(conversations)
     chosen, tokens = [], []
@@ -122,6 +129,13 @@ def write_case(case: Case, rows: int, shared: Path, folder: Path) -> None:
     with (folder / "rows.jsonl").open("w", encoding="utf-8") as stream:
         stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in chosen)
     (folder / "tokens.json").write_text(json.dumps(tokens), encoding="utf-8")
+    write_model(case, tokenizer, folder / "model")
+
+
+def write_model(case: Case, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Initialise the model, and write it with the tokenizer."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(SEED)
     config = LlamaConfig(
@@ -138,8 +152,8 @@ def write_case(case: Case, rows: int, shared: Path, folder: Path) -> None:
         pad_token_id=tokenizer.pad_token_id,
         dtype="float32",
     )
-    LlamaForCausalLM(config).save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def main() -> None:

@@ -128,17 +128,19 @@ def _run_stage(
     lay_under(model, folder)
     open_teacher(recipe, model, screen)
     goes_on = read_beginning(folder).goes_on is not None
+    reference_cpu = 0.0
     if not goes_on:
-        _keep_reference(recipe, folder, data, model, screen)
+        reference_cpu = _keep_reference(recipe, folder, data, model, screen)
     recipe = _choose(recipe, folder, data, model)
     stage = _assemble(recipe, folder, screen, data, model)
     if goes_on:  # the reference is the adapter as the earlier stage left it
-        _keep_reference(recipe, folder, data, model, screen)
+        reference_cpu = _keep_reference(recipe, folder, data, model, screen)
     stage.asking = asking
     before_bits = _frozen_bits(stage)
     _resume(stage)
     _keep_frozen_states(stage)
     setup = {"setup_seconds": time.monotonic() - started, "setup_cpu_seconds": time.process_time() - started_cpu}
+    setup["reference_cpu_seconds"] = reference_cpu  # a part of the setup
     results, samples = _measured_before(stage)
     with warnings.catch_warnings():
         # A tracker says by a warning that it is given up; here `_tell_faults` says so where the user looks.
@@ -182,13 +184,19 @@ def _open_tokenizer(recipe: Recipe, found: Examined) -> Rendering:
     )
 
 
-def _keep_reference(recipe: Recipe, folder: StageDir, data: StageData, model: LoadedModel, screen: Screen) -> None:
-    """Let the model that the stage starts from say how likely every answer is, where the objective asks for it."""
+def _keep_reference(recipe: Recipe, folder: StageDir, data: StageData, model: LoadedModel, screen: Screen) -> float:
+    """Let the model that the stage starts from say how likely every answer is, where the objective asks for it.
+
+    Returns:
+        CPU seconds that it took.
+    """
     if not recipe.objective.needs_reference:
-        return
+        return 0.0
+    started_cpu = time.process_time()
     stores = [part for part in (data.train, data.held_out) if isinstance(part, ExampleStore)]
     count = keep_reference_logps(model, stores, folder.reference, model.fingerprint, _cut(recipe, model))
     screen.fact("reference", f"log-probabilities of {count:,} answers under the model at the start, computed once")
+    return time.process_time() - started_cpu
 
 
 def _class_names(recipe: Recipe, folder: StageDir, data: StageData) -> list[str] | None:
