@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def needs_classes(facts: StageFacts, kind: str) -> list[Problem]:
     """Return the problem of a method that trains a classifier's head under an objective that has none."""
-    if facts.objective.model_dump()["kind"] in ("classify", "regress"):
+    if facts.objective.model_dump()["kind"] in ("classify", "regress", "reward"):
         return []
     remedy = "use objective: classify with labelled rows, or another method (lora, layers)"
     return [
