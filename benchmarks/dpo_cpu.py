@@ -1,5 +1,5 @@
-"""Claim: on a CPU, DPO with LoRA trains at least 4 times TRL's useful tokens per CPU-second, in at most 0.45 of its peak
-memory.
+"""Claim: on a CPU, DPO with LoRA trains at least 4 times TRL's useful tokens per CPU-second, in at most 0.45 of its
+peak memory.
 
     python benchmarks/dpo_cpu.py --trl-python PATH [--cases demo hh] [--steps 20] [--rounds 3]
 

@@ -19,7 +19,7 @@ from sft_meter import Meter
 
 
 class ChunkedLogProbs(torch.autograd.Function):
-    """Log-probabilities of given tokens. Their gradients are made in the forward pass, a chunk of positions at a time."""
+    """Log-probabilities of given tokens; gradients are made in the forward pass, a chunk of positions at a time."""
 
     @staticmethod
     def forward(

@@ -1,6 +1,6 @@
 """Contender `luthier`: the program itself, `luthier train`, on the case's folder. Its figures are read from the run.
 
-The pass that finds the reference's log-probabilities is done before the first step; it is counted as work like any other.
+The pass that finds the reference's log-probabilities is done before the first step, and counted as work too.
 """
 
 from __future__ import annotations

@@ -145,23 +145,44 @@ def _compare(objective: Objective, examples: list[Example], loss: float, gradien
     ids=str,
 )
 def test_dpo_has_trls_loss_and_gradient(theirs: dict[str, object], ours: dict[str, object], tmp_path: Path) -> None:
+    seen, pairs = _trl_dpo(tmp_path, ROWS, **theirs)
+    _compare(Dpo.model_validate({"kind": "dpo", **ours}), pairs, seen["loss"], seen["gradients"])
+
+
+def _trl_dpo(folder: Path, rows: list[tuple[str, str, str]], **options: object) -> tuple[dict[str, Any], list[Example]]:
+    """One step of TRL's trainer on (prompt, chosen, rejected), and what it was given in our form."""
     from datasets import Dataset
 
-    rows = [{"prompt": p, "chosen": c, "rejected": r} for p, c, r in ROWS]
     trainer = trl.DPOTrainer(
         model=build("llama"),
         ref_model=_moved(1),
-        args=_arguments(tmp_path, trl.DPOConfig, **theirs),
-        train_dataset=Dataset.from_list(rows),
+        args=_arguments(folder, trl.DPOConfig, **options),
+        train_dataset=Dataset.from_list([{"prompt": p, "chosen": c, "rejected": r} for p, c, r in rows]),
         processing_class=tokenizer(),
     )
     seen = _listen(trainer, "_compute_loss")
-    inputs, count = seen["inputs"], len(ROWS)
+    inputs, count = seen["inputs"], len(rows)
     ids = [row[m.bool()].numpy() for row, m in zip(inputs["input_ids"], inputs["attention_mask"])]
     starts = [int(m[a.bool()].argmax()) for m, a in zip(inputs["completion_mask"], inputs["attention_mask"])]
     pairs = [_pair(ids[i], ids[count + i], (starts[i], starts[count + i])) for i in range(count)]
-    objective = Dpo.model_validate({"kind": "dpo", **ours})
-    _compare(objective, _with_reference(pairs, _moved(1)), seen["loss"], seen["gradients"])
+    return seen, _with_reference(pairs, _moved(1))
+
+
+def test_conservative_dpo_is_trls_loss_of_both_orders_by_their_shares(tmp_path: Path) -> None:
+    """TRL's sigmoid does not read label_smoothing; its loss on turned pairs is what the other share costs."""
+    share = 0.3
+    right, pairs = _trl_dpo(tmp_path / "right", ROWS)
+    wrong, _ = _trl_dpo(tmp_path / "wrong", [(p, r, c) for p, c, r in ROWS])
+    loss = (1 - share) * right["loss"] + share * wrong["loss"]
+    gradients = {n: (1 - share) * g + share * wrong["gradients"][n] for n, g in right["gradients"].items()}
+    _compare(Dpo(label_smoothing=share), pairs, loss, gradients)
+
+
+def test_the_chosen_answers_own_loss_is_trls_where_they_are_of_one_length(tmp_path: Path) -> None:
+    """TRL means over a batch's tokens, which depends on how a step is cut; ours is the mean of answers' means."""
+    rows = [(ROWS[0][0], " w20 w21", ROWS[0][2]), (ROWS[1][0], " w8 w9", ROWS[1][2]), ROWS[2]]
+    seen, pairs = _trl_dpo(tmp_path, rows, loss_type=["sigmoid", "sft"], loss_weights=[1.0, 0.7])
+    _compare(Dpo(sft_weight=0.7), pairs, seen["loss"], seen["gradients"])
 
 
 def test_conservative_dpo_is_the_mixture_of_both_orders() -> None:
