@@ -159,6 +159,10 @@ def test_a_reward_model_of_an_earlier_stage_is_named_by_its_stage(model: Path, t
         ([SFT, {**DPO, "data": "rows.jsonl"}], "[dpo]"),
         ([{**SFT, "gate": {"metric": "held-out loss"}}], "min or max"),
         ([SFT, {**DPO, "model": "stage:nobody"}], "names no earlier stage"),
+        ([SFT, {**DPO, "model": "stage:sft"}], "write start: sft"),
+        ([SFT, {**DPO, "model": "starter"}], "stages.1.model has no effect"),
+        ([{**SFT, "gate": {"metric": "heldout loss", "max": 1}}], '"heldout loss" is not measured in this stage'),
+        ([{**SFT, "eval_fraction": 0, "gate": {"metric": "held-out loss", "max": 1}}], "add eval_fraction"),
         ([], "no list of mappings"),
         ([{**SFT, "run": "elsewhere"}], "at the top"),
     ],
@@ -219,3 +223,37 @@ def test_a_line_that_is_killed_goes_on_in_the_right_stage_bit_for_bit(
                 row.pop("step_seconds")
         assert rows[0] == rows[1], name
     assert torch.equal(logits(tmp_path / "a/run"), logits(tmp_path / "b/run"))
+
+
+def test_a_begun_folder_is_gone_on_with_by_resume(model: Path, tmp_path: Path, capsys: Capture) -> None:
+    path = write_pipeline(tmp_path, model, [{**SFT, "max_steps": 1}])
+    assert luthier(capsys, "train", path).code == 0
+    said = luthier(capsys, "train", path)
+    assert said.code == 2
+    assert f"luthier resume {tmp_path / 'run'}" in said.err
+
+
+def test_a_teacher_may_be_an_earlier_stage(model: Path, tmp_path: Path, capsys: Capture) -> None:
+    short = {**SFT, "max_steps": 1}
+    pupil = {**short, "objective": {"kind": "distill", "teacher": "stage:sft"}, "start": "base"}
+    said = luthier(capsys, "train", write_pipeline(tmp_path, model, [short, pupil]))
+    assert said.code == 0, said.err
+    kept = json.loads((tmp_path / "run/01-distill/resolved.json").read_text())["recipe"]
+    assert kept["objective"]["teacher"].endswith("00-sft")
+
+
+def test_files_beside_the_recipe_are_found_by_every_stage(
+    model: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objective = {
+        "kind": "grpo",
+        "num_generations": 2,
+        "max_new_tokens": 4,
+        "reward": {"kind": "function", "path": "reward.py:score"},
+    }
+    stages = [{**SFT, "max_steps": 1}, {"objective": objective, "data": "rows.jsonl", "max_steps": 1}]
+    path = write_pipeline(tmp_path / "home", model, stages)
+    (path.parent / "reward.py").write_text("def score(prompts, answers, rows):\n    return [len(a) for a in answers]\n")
+    monkeypatch.chdir(tmp_path)
+    said = luthier(capsys, "train", path)
+    assert said.code == 0, said.err

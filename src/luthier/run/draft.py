@@ -21,6 +21,8 @@ SHORT_FORMS = {
     "optimizer": "kind",
     "schedule": "kind",
 }
+REFERENCE = "stage:"
+"""What a path begins with that means the result of an earlier stage of the same recipe."""
 _DEFAULT_KINDS = {"objective": "sft", "optimizer": "adamw", "schedule": "cosine"}
 
 # Two ways to say one thing. An override of one puts the file's other out of force: `max_steps=5` tries any recipe.
@@ -58,6 +60,8 @@ class Draft:
 
     def locate(self, key: KeyPath, path: str) -> Path:
         """Return the absolute path that the key's value means; see `core.paths` for where it is looked up."""
+        if path.startswith(REFERENCE):
+            return Path(path)  # it has no place before its stage has run
         here = Path.cwd()
         if self.base is None:
             return locate(path, (here,))

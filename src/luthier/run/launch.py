@@ -12,7 +12,7 @@ from pathlib import Path
 
 from luthier.core.component import Component
 from luthier.core.errors import Failure, Interrupted, LuthierError, Problem, RunError, UserError
-from luthier.core.rundir import RunDir, StageDir, disk_fault, read_json, write_atomic, write_json
+from luthier.core.rundir import PIPELINE, RESOLVED, RunDir, StageDir, disk_fault, read_json, write_atomic, write_json
 from luthier.run.config import Recipe
 from luthier.run.environment import collect_environment
 from luthier.run.examine import Examined, examine
@@ -135,7 +135,7 @@ def _kind(component: Component) -> str:
     return str(component.model_dump()["kind"])
 
 
-_FIRST_FILES = {"recipe.yaml", ".recipe.yaml.tmp", ".resolved.json.tmp"}
+_FIRST_FILES = {"recipe.yaml", ".recipe.yaml.tmp", ".resolved.json.tmp", ".pipeline.json.tmp"}
 
 
 def place_for(run: str | None, name: str) -> Path:
@@ -156,7 +156,7 @@ def taken(path: Path) -> list[Problem]:
         ]
     inside = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
     if not path.is_dir() or inside - _FIRST_FILES:
-        remedy = f"go on with it: luthier resume {path}; or " if "resolved.json" in inside else ""
+        remedy = f"go on with it: luthier resume {path}; or " if inside & {RESOLVED, PIPELINE} else ""
         what = "The run folder exists already and is not empty." if path.is_dir() else "The run folder is a file."
         return [Problem(what, str(path), f"{remedy}choose another with run=PATH")]
     return []

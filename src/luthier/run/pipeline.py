@@ -24,13 +24,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from luthier.core.errors import Problem, RecipeError, did_you_mean
 from luthier.run.config import Recipe, parse_draft
-from luthier.run.draft import Draft, override
+from luthier.run.draft import REFERENCE, Draft, override
 from luthier.run.examine import Examined, examine
 from luthier.run.explain import explain
 from luthier.run.yaml_lines import Document, KeyPath, read_document
 
 OWN_KEYS = ("name", "start", "adapter", "gate")
-REFERENCE = "stage:"
 Adapter = Literal["merge", "stack", "continue"]
 
 
@@ -177,7 +176,23 @@ def _add_stage(
     kind = objective.get("kind", "sft") if isinstance(objective, Mapping) else objective
     name = keys.name or str(kind)
     source = _source(found, index, keys, whole)
+    found.problems += _own_model(index, own.get("model"), source, whole)
     found.stages.append(PlannedStage(index, name, keys, draft, source))
+
+
+def _own_model(index: int, model: object, source: int | None, whole: Draft) -> list[Problem]:
+    """Return what is wrong with a stage that names a model of its own: where it starts is said by `start` alone."""
+    if model is None:
+        return []
+    place = whole.place(("stages", index, "model"))
+    named = references(model)
+    if named:
+        what = f"stages.{index}.model: a stage starts from an earlier one by its key start."
+        return [Problem(what, place, f"write start: {named[0]} in place of model")]
+    if source is None:
+        return []
+    what = f"stages.{index}.model has no effect: the stage starts from what an earlier one made."
+    return [Problem(what, place, "remove it, or add start: base")]
 
 
 def _source(found: Pipeline, index: int, keys: StageKeys, whole: Draft) -> int | None:
@@ -252,6 +267,7 @@ def _handing_on(pipeline: Pipeline, stage: PlannedStage, examined: Examined) -> 
             names = [other.name for other in pipeline.stages[: stage.index]]
             what = f'"{REFERENCE}{named}" names no earlier stage.{did_you_mean(named, names)}'
             problems.append(Problem(what, str(stage.draft.path), f"earlier stages: {', '.join(names) or 'none'}"))
+    problems += _unmeasured(stage, examined)
     if stage.source is None:
         if stage.keys.adapter != "merge":
             what = f"adapter: {stage.keys.adapter} has no effect: the stage starts from the base."
@@ -272,6 +288,22 @@ def _handing_on(pipeline: Pipeline, stage: PlannedStage, examined: Examined) -> 
         what = f"What {before.method.title} trains cannot be folded into the model."
         problems.append(Problem(what, place, "use adapter: continue with the same method, or start: base"))
     return problems
+
+
+def _unmeasured(stage: PlannedStage, examined: Examined) -> list[Problem]:
+    """Return what a gate waits for in vain: better said now than when the stage has been trained."""
+    gate, recipe = stage.keys.gate, examined.recipe
+    if gate is None or recipe is None:
+        return []
+    measured = ["held-out"] if recipe.has_eval_data else []
+    measured += [task.name for task in recipe.evaluate]
+    if any(gate.metric == name or gate.metric.startswith(f"{name} ") for name in measured):
+        return []
+    what = f'gate.metric: "{gate.metric}" is not measured in this stage.'
+    remedy = "add eval_fraction: 0.1 or eval_data, and name what is measured on them, such as held-out loss"
+    if measured:
+        remedy = f"name a measurement that begins with: {', '.join(measured)}"
+    return [Problem(what, stage.draft.place(("gate", "metric")), remedy)]
 
 
 def references(value: object) -> list[str]:

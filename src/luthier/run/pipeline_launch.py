@@ -85,13 +85,12 @@ def resume_pipeline(path: Path, screen: Screen) -> RunDir:
 def _absolute(draft: Draft) -> dict[str, object]:
     """Return a stage's values with the absolute paths that they mean now, `stage:NAME` as it stands."""
     from luthier.run.config import parse_draft
-    from luthier.run.pipeline import without_references
 
-    recipe, _ = parse_draft(without_references(draft))
+    recipe, _ = parse_draft(draft)
     assert recipe is not None, "it was examined"
     located = recipe.located()
     values = dict(draft.values)
-    for key in ("data", "eval_data", "evaluate", "method", "regularizers"):
+    for key in ("data", "eval_data", "evaluate", "method", "objective", "regularizers"):
         if key in values:
             values[key] = located.model_dump(mode="json", include={key})[key]
     values["model"] = base_model(recipe)
