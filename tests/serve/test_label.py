@@ -383,3 +383,67 @@ def test_a_person_works_by_keyboard_through_a_reload_and_a_killed_server(tmp_pat
     said = lines(tmp_path / "prefs.jsonl.judgements.jsonl")
     assert [sum(row["annotator"] == who for row in said) for who in ("Ada", "小明")] == [20, 20]
     assert len({(row["annotator"], row["pair"]) for row in said}) == 40
+
+
+# ---------------------------------------------------------------------- what a reviewer found
+
+
+def test_two_people_at_once_lose_nothing_and_write_one_result(tmp_path: Path) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    with desk(tmp_path, count=30) as (made, client):
+
+        def work(who: str) -> int:
+            now = state(client, who)
+            for _ in range(30):
+                now = say(client, who, now, side_of(now, "good"))
+            return now["done"]
+
+        with ThreadPoolExecutor(3) as people:
+            assert list(people.map(work, ["Ada", "Bo", "Cy"])) == [30, 30, 30]
+        assert len(lines(made.journal.path)) == 90
+        assert len(lines(made.out)) == 30
+
+
+def test_an_empty_token_lets_nobody_in(tmp_path: Path) -> None:
+    from luthier.serve.label.server import kept_token
+
+    path = tmp_path / ".token"
+    path.touch()
+    token = kept_token(path)
+    assert len(token) >= 16
+    assert kept_token(path) == token
+    assert path.stat().st_mode & 0o077 == 0
+
+
+def test_strange_line_ends_in_answers_come_back(tmp_path: Path) -> None:
+    pairs = [make_pair({"prompt": "p"}, "p", "a\u2028b\u0085c\x0b", "d\ud800e")]
+    write_pairs(tmp_path / "p.jsonl", pairs)
+    assert read_pairs(tmp_path / "p.jsonl") == pairs
+
+
+def test_a_full_disk_does_not_double_what_is_said_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = Journal(tmp_path / "said.jsonl")
+    assert journal.add("Ada", 0, "p1", "a")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as disk, pytest.raises(RunError, match="cannot be written down"):
+        disk.setattr(os, "fsync", full)
+        journal.add("Ada", 1, "p2", "b")
+    assert journal.add("Ada", 1, "p2", "b")
+    journal.close()
+    again = Journal(tmp_path / "said.jsonl")
+    assert again.said("Ada").judged == {"p1": "a", "p2": "b"}
+    assert again.said("Ada").lines == 2
+    again.close()
+
+
+def test_one_vote_beside_a_tie_decides_nothing(tmp_path: Path) -> None:
+    with desk(tmp_path, count=1) as (made, client):
+        now = state(client, "Ada")
+        say(client, "Ada", now, side_of(now, "good"))
+        assert len(lines(made.out)) == 1
+        say(client, "Bo", state(client, "Bo"), "tie")
+        assert lines(made.out) == []

@@ -103,13 +103,16 @@ def _given(data: str, limit: int) -> list[Pair]:
 def _sampled(targets: Sequence[str], data: str | None, sampled: Sampled) -> list[Pair]:
     """Return one answer of each of two models, or two of one, to the same prompts."""
     from luthier.data.spec import resolve_path
-    from luthier.evaluate.judging.rows import read_tasks
+    from luthier.evaluate.judging.rows import Columns, read_tasks, tasks_of
     from luthier.evaluate.judging.sampling import with_samples
     from luthier.rewards.judging.journal import Journal as Kept
     from luthier.run.opened import open_target
     from luthier.train.generate import Sampling
 
-    tasks = read_tasks(resolve_path(data or _prompts_of(targets[0])), limit=sampled.limit, answers=0).tasks
+    if data is None:
+        tasks = tasks_of(_prompts_of(targets[0])[: sampled.limit], targets[0], Columns(), answers=0).tasks
+    else:
+        tasks = read_tasks(resolve_path(data), limit=sampled.limit, answers=0).tasks
     each = 2 if len(targets) == 1 else 1
     drawn = []
     for index, target in enumerate(targets):
@@ -129,17 +132,28 @@ def _progress(done: int, total: int) -> None:
     stderr().print(f"answers to {done:,} of {total:,} prompts", style="dim")
 
 
-def _prompts_of(target: str) -> str:
-    """Return the data whose prompts a run is asked: those held out of its training, else those it was trained on.
+def _prompts_of(target: str) -> list[dict[str, object]]:
+    """Return rows with the prompts a run is asked: those held out of its training, else those it was trained on.
 
     Raises:
-        UserError: the target is a model without data.
+        UserError: the target is a model without data, or its data ask nothing.
     """
     from luthier.core.rundir import RunDir
-    from luthier.run.config import require_recipe
+    from luthier.data.records import Conversation, PromptAnswer, conversation, prompt_of
+    from luthier.run.examine import examine
     from luthier.run.opened import is_run, kept_recipe
 
     if not is_run(target):
         raise UserError(Problem("A model has no prompts of its own.", target, "name them: --data FILE"))
-    recipe = require_recipe(kept_recipe(RunDir.open(Path(target))))
-    return (recipe.eval_data or recipe.data).path
+    found = examine(kept_recipe(RunDir.open(Path(target))))
+    rows: list[dict[str, object]] = []
+    for record in found.held_records or found.train_records:
+        asked = prompt_of(record)
+        if isinstance(asked, PromptAnswer) and not (asked.system or asked.history):
+            rows.append({"prompt": "\n".join(part for part in (asked.prompt, asked.context) if part)})
+        elif isinstance(asked, Conversation | PromptAnswer):
+            said = [m for m in conversation(asked).messages if m.role != "assistant" or m.content]
+            rows.append({"prompt": [{"role": m.role, "content": m.content} for m in said]})
+    if not rows:
+        raise UserError(Problem("The run's data hold no prompts.", target, "name some: --data FILE"))
+    return rows

@@ -99,15 +99,15 @@ def read_tasks(path: Path, columns: Columns | None = None, limit: int | None = N
     return Tasks(tuple(found[:limit]), why, log.warning_counts["same answers"], tuple(log.all_warnings()))
 
 
-def tasks_of(rows: Sequence[Mapping[str, object]], name: str, columns: Columns) -> Tasks:
-    """Return tasks of rows that are in memory.
+def tasks_of(rows: Sequence[Mapping[str, object]], name: str, columns: Columns, answers: int = 1) -> Tasks:
+    """Return tasks of rows that are in memory, which have at least so many answers.
 
     Raises:
         DataError: with everything that is wrong.
     """
     log = ProblemLog()
     numbered = (Row(dict(row), f"{name}:{i + 1}") for i, row in enumerate(rows))
-    made, why = _read_one(name, numbered, columns, 1, log, None)
+    made, why = _read_one(name, numbered, columns, answers, log, None)
     log.raise_errors()
     return Tasks(tuple(made), why, log.warning_counts["same answers"], tuple(log.all_warnings()))
 

@@ -7,14 +7,16 @@ changes nothing: a key that is pressed twice, or a page that sends again, counts
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import io
 import json
 import os
 import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Literal, get_args
+from typing import Literal, get_args
 
 from luthier.core.errors import Problem, RunError
 
@@ -64,11 +66,14 @@ class Journal:
             if choice != "undo" and pair in person.judged:
                 return False
             row = {"annotator": annotator, "number": number, "pair": pair, "choice": choice, "time": int(time.time())}
+            whole = os.fstat(self._file.fileno()).st_size
             try:
-                self._file.write(json.dumps(row, ensure_ascii=True).encode("ascii") + b"\n")
-                self._file.flush()
+                line = json.dumps(row).encode("ascii") + b"\n"
+                if self._file.write(line) != len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 os.fsync(self._file.fileno())
             except OSError as error:
+                self._file.truncate(whole)  # what is half written would be taken for said after a restart
                 what = f"The judgement cannot be written down: {error.strerror}."
                 raise RunError(Problem(what, str(self.path), "free some space")) from error
             self._apply(row)
@@ -87,10 +92,10 @@ class Journal:
             person.judged[str(row["pair"])] = row["choice"]
         person.last = (str(row["pair"]), str(row["choice"]))
 
-    def _open(self, path: Path) -> IO[bytes]:
+    def _open(self, path: Path) -> io.FileIO:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            file = path.open("a+b")
+            file = path.open("a+b", buffering=0)
         except OSError as error:
             raise RunError(Problem(f"The judgements cannot be written: {error.strerror}.", str(path))) from error
         try:
@@ -101,12 +106,12 @@ class Journal:
             raise RunError(Problem(what, str(path), "stop it first, or choose another --out")) from error
         file.seek(0)
         whole = 0
-        for number, line in enumerate(file, 1):
+        for number, line in enumerate(file.readall().splitlines(keepends=True), 1):
             if not line.endswith(b"\n"):
                 break
             try:
                 row = json.loads(line)
-                if row["choice"] not in (*CHOICES, "undo"):
+                if row["choice"] not in (*CHOICES, "undo") or row["number"] != self.said(row["annotator"]).lines:
                     raise ValueError(row["choice"])
                 self._apply(row)
             except (ValueError, KeyError, TypeError) as error:

@@ -39,7 +39,7 @@ def make_pair(given: Mapping[str, object], prompt: str, a: str, b: str) -> Pair:
 
 def write_pairs(path: Path, pairs: Sequence[Pair]) -> None:
     """Write the pairs, once and for all."""
-    write_atomic(path, "".join(json.dumps(asdict(pair), ensure_ascii=False) + "\n" for pair in pairs))
+    write_atomic(path, "".join(json.dumps(asdict(pair)) + "\n" for pair in pairs))
 
 
 def read_pairs(path: Path) -> list[Pair]:
@@ -49,7 +49,9 @@ def read_pairs(path: Path) -> list[Pair]:
         RunError: the file was changed by hand into something else.
     """
     found = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+        if not line:
+            continue
         try:
             found.append(Pair(**json.loads(line)))
         except (ValueError, TypeError) as error:

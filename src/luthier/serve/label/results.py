@@ -52,7 +52,7 @@ def write_results(path: Path, pairs: Sequence[Pair], people: Mapping[str, Said])
     lines = []
     for pair in pairs:
         counts = Counter(choice for choice in said[pair.id] if choice != "skip")
-        if counts["a"] == counts["b"] or max(counts["a"], counts["b"]) < counts["tie"]:
+        if not _is_decided(counts):
             continue
         better, worse = (pair.a, pair.b) if counts["a"] > counts["b"] else (pair.b, pair.a)
         share = max(counts["a"], counts["b"]) / counts.total()
@@ -63,13 +63,16 @@ def write_results(path: Path, pairs: Sequence[Pair], people: Mapping[str, Said])
     write_atomic(path, "".join(line + "\n" for line in lines))
 
 
+def _is_decided(counts: Counter[str]) -> bool:
+    """Return whether more than half of those who judged found one and the same answer better."""
+    return 2 * max(counts["a"], counts["b"]) > counts.total()
+
+
 def tally(pairs: Sequence[Pair], people: Mapping[str, Said]) -> Tally:
     """Return where the labelling stands."""
     said = votes(pairs, people)
     judged = {pair: [c for c in choices if c != "skip"] for pair, choices in said.items()}
-    decided = sum(
-        c["a"] != c["b"] and max(c["a"], c["b"]) >= c["tie"] for c in (Counter(v) for v in judged.values()) if c
-    )
+    decided = sum(_is_decided(Counter(choices)) for choices in judged.values())
     shared = [choices for choices in judged.values() if len(choices) > 1]
     agreeing = [a == b for choices in shared for a, b in itertools.combinations(choices, 2)]
     return Tally(

@@ -6,10 +6,12 @@ no page elsewhere can reach in. Neither the page nor what it is sent says which 
 
 from __future__ import annotations
 
+import os
 import secrets
+import threading
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -45,9 +47,19 @@ class Desk:
     journal: Journal
     out: Path
     token: str
+    _lock: threading.RLock = field(default_factory=threading.RLock)
 
     def state(self, annotator: str) -> dict[str, object]:
         """Return what the page shows an annotator: the next pair, blind, and how far everything is."""
+        with self._lock:
+            return self._state(annotator)
+
+    def judge(self, said: Judgement) -> dict[str, object]:
+        """Write a judgement down if it is new, and return what comes next."""
+        with self._lock:  # requests come in several threads, and the result is one file
+            return self._judge(said)
+
+    def _state(self, annotator: str) -> dict[str, object]:
         person = self.journal.said(annotator)
         ordered = order_for(annotator, self.pairs)
         following = next((pair for pair in ordered if pair.id not in person.judged), None)
@@ -65,23 +77,29 @@ class Desk:
             shown["pair"] = {"id": following.id, "prompt": following.prompt, "left": left, "right": right}
         return shown
 
-    def judge(self, said: Judgement) -> dict[str, object]:
-        """Write a judgement down if it is new, and return what comes next."""
+    def _judge(self, said: Judgement) -> dict[str, object]:
         pair = next((p for p in self.pairs if p.id == said.pair), None)
         choice: str = said.choice
         if choice in ("left", "right") and pair is not None:
             choice = "ab"[(choice == "right") != is_swapped(said.annotator, pair)]
         if (pair is not None or choice == "undo") and self.journal.add(said.annotator, said.number, said.pair, choice):
             write_results(self.out, self.pairs, self.journal.people)
-        return self.state(said.annotator)
+        return self._state(said.annotator)
 
 
 def kept_token(path: Path) -> str:
     """Return the token that an open page knows already: made at the first start, readable by its owner alone."""
-    if not path.is_file():
-        path.touch(mode=0o600)
-        path.write_text(secrets.token_urlsafe(18), encoding="ascii")
-    return path.read_text(encoding="ascii").strip()
+    known = path.read_text(encoding="ascii").strip() if path.is_file() else ""
+    if len(known) >= 16:
+        return known
+    token = secrets.token_urlsafe(18)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f"{path.name}.new")
+    beside.unlink(missing_ok=True)
+    with open(beside, "x", encoding="ascii", opener=lambda name, flags: os.open(name, flags, 0o600)) as stream:
+        stream.write(token)
+    beside.replace(path)
+    return token
 
 
 def make_app(desk: Desk, port: int) -> FastAPI:
