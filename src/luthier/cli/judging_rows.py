@@ -41,6 +41,7 @@ class Rows:
 
 def read_rows(rows: Rows, scores: bool, rewrites: bool) -> Tasks:
     """Read the rows of a file, or the samples of runs."""
+    from luthier.data.spec import resolve_path
     from luthier.evaluate.judging.rows import Columns, read_tasks, tasks_of
     from luthier.run.opened import is_run
 
@@ -54,7 +55,7 @@ def read_rows(rows: Rows, scores: bool, rewrites: bool) -> Tasks:
         raise UserError(Problem(what, "luthier judge", "name one file, or one or two runs"))
     if least == 2:
         least = _compared(Path(rows.data[0]), columns)
-    return read_tasks(Path(rows.data[0]), columns, rows.limit, least)
+    return read_tasks(resolve_path(rows.data[0]), columns, rows.limit, least)
 
 
 def with_samples_of(tasks: Tasks, writer: Writer, journal: Path, least: int) -> Tasks:
