@@ -404,7 +404,7 @@ def test_a_disk_that_cannot_be_written_is_told(small_disk: Callable[[str], Path]
 PLACES = [
     ("luthier.run.launch.write_yaml", "first file"),
     ("luthier.run.stage.render_stage", "preview"),
-    ("luthier.run.stage.save_checkpoint", "checkpoint"),
+    ("luthier.run.training_loop.save_checkpoint", "checkpoint"),
     ("luthier.run.stage.audit", "after the last step"),
     ("luthier.run.launch.write_report", "report"),
 ]

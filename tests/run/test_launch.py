@@ -16,6 +16,8 @@ from transformers import AutoModelForCausalLM
 
 from luthier.core.rundir import RunDir
 from luthier.run import stage as stage_module
+from luthier.run import training_loop
+from luthier.run.stage_run import StageRun
 from recipes import Said, luthier, pairs, texts, write_recipe, write_rows
 
 Capture = pytest.CaptureFixture[str]
@@ -28,15 +30,15 @@ class Killed(BaseException):
 @contextmanager
 def killed_in_step(step: int) -> Iterator[None]:
     """Let runs die before they take this step."""
-    real = stage_module._one_step
+    real = training_loop._one_step
 
-    def dying(stage: stage_module.StageRun) -> dict[str, float]:
+    def dying(stage: StageRun) -> dict[str, float]:
         if stage.engine.step + 1 == step:
             raise Killed
         return real(stage)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stage_module, "_one_step", dying)
+        patch.setattr(training_loop, "_one_step", dying)
         yield
 
 
@@ -238,11 +240,11 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
 
 
 def test_a_run_killed_after_its_last_step_is_only_settled(recipe: Path, whole: Path, capsys: Capture):
-    def dying(stage: stage_module.StageRun) -> str:
+    def dying(stage: StageRun) -> str:
         raise Killed
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stage_module, "_settle", dying)
+        patch.setattr(stage_module, "settle", dying)
         with pytest.raises(Killed):
             luthier(capsys, "train", recipe)
     run = recipe.parent / "run"

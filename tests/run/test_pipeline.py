@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from luthier.core.rundir import StageDir
 from luthier.run.opened import open_run
 from recipes import luthier, pairs, texts, write_rows
 
@@ -257,3 +259,22 @@ def test_files_beside_the_recipe_are_found_by_every_stage(
     monkeypatch.chdir(tmp_path)
     said = luthier(capsys, "train", path)
     assert said.code == 0, said.err
+
+
+def test_a_line_killed_between_two_stages_begins_the_second_as_if_nothing_had_been(
+    model: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    stages = [{**SFT, "max_steps": 2}, {**SFT, "name": "next", "max_steps": 2}]
+    assert luthier(capsys, "train", write_pipeline(tmp_path, model, stages)).code == 0
+    run = tmp_path / "run"
+    rows = [{k: v for k, v in row.items() if k != "step_seconds"} for row in StageDir(run / "01-next").read_metrics()]
+    first = {p: p.read_bytes() for p in (run / "00-sft").glob("*.json*")}
+    shutil.rmtree(run / "01-next")
+    shutil.rmtree(run / "00-sft/model")
+    (run / "00-sft/.model.tmp").mkdir()  # what was being written when the process died
+    (run / "01-next").mkdir()
+    (run / "report.json").unlink()
+    assert luthier(capsys, "resume", run).code == 0
+    again = [{k: v for k, v in row.items() if k != "step_seconds"} for row in StageDir(run / "01-next").read_metrics()]
+    assert again == rows
+    assert {p: p.read_bytes() for p in first} == first

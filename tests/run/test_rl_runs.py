@@ -55,13 +55,13 @@ def _tensors(run: Path) -> dict[str, torch.Tensor]:
 def test_a_run_stopped_after_each_iteration_ends_where_a_whole_one_does(
     kind: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
-    from luthier.run import stage
+    from luthier.run import training_loop
 
     whole = luthier(capsys, "train", _recipe(tmp_path / "whole", model, kind), "--json")
     assert whole.code == 0, whole.err
     recipe, run = _recipe(tmp_path / "parts", model, kind), tmp_path / "parts" / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(stage._Stop, "requested", property(lambda self: True), raising=False)
+        patch.setattr(training_loop._Stop, "requested", property(lambda self: True), raising=False)
         assert luthier(capsys, "train", recipe).code == 130  # every life is one iteration long
     assert luthier(capsys, "resume", run).code == 0
     assert _rows(run) == _rows(tmp_path / "whole" / "run")

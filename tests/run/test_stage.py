@@ -67,12 +67,12 @@ def test_the_best_state_is_kept_and_is_the_result(method: str, model: Path, tmp_
 def test_a_resumed_run_goes_on_counting_patience(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ):
-    from luthier.run import stage
+    from luthier.run import training_loop
 
     recipe = write_recipe(tmp_path / "r", model, early_stopping=3, **STOPPING)
     run = tmp_path / "r" / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(stage._Stop, "requested", property(lambda self: True), raising=False)
+        patch.setattr(training_loop._Stop, "requested", property(lambda self: True), raising=False)
         assert luthier(capsys, "train", recipe).code == 130  # every life is one step long
         for _ in range(3):
             assert luthier(capsys, "resume", run).code == 130
@@ -87,11 +87,11 @@ def test_a_resumed_run_goes_on_counting_patience(
 def test_an_unfinished_run_is_opened_at_its_best_state(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ):
-    from luthier.run import stage
+    from luthier.run import training_loop
 
     recipe = write_recipe(tmp_path / "r", model, early_stopping=3, **STOPPING)
     run = tmp_path / "r" / "run"
-    monkeypatch.setattr(stage._Stop, "requested", property(lambda self: True), raising=False)
+    monkeypatch.setattr(training_loop._Stop, "requested", property(lambda self: True), raising=False)
     luthier(capsys, "train", recipe)
     for _ in range(2):
         luthier(capsys, "resume", run)

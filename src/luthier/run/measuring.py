@@ -1,0 +1,111 @@
+"""What a stage measures before and after training: losses, tasks, and answers to the same samples."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from luthier.core.rundir import StageDir, write_atomic, write_json
+from luthier.evaluate.classes import class_scores, predict_texts
+from luthier.evaluate.measure import Score, answer, exact_match, held_out_loss
+from luthier.evaluate.numbers import number_scores, rate_texts
+from luthier.evaluate.preferences import calibration_error, preference_scores, reward_differences, reward_texts
+from luthier.run.stage_run import StageRun
+
+HELD_OUT = "held-out loss"
+
+
+def measured_before(stage: StageRun) -> tuple[dict[str, dict], list[dict[str, str]]]:
+    """Return the measures and samples of the untrained model; a resumed run finds them on disk."""
+    if stage.folder.eval.is_file() and stage.folder.samples.is_file():
+        results = json.loads(stage.folder.eval.read_text(encoding="utf-8"))
+        samples = [json.loads(line) for line in stage.folder.samples.read_text(encoding="utf-8").splitlines()]
+        return {"before": results["before"]}, samples
+    scores, answers = measure(stage)
+    samples = [
+        {"prompt": s.prompt, "reference": s.reference, "before": text} for s, text in zip(stage.data.samples, answers)
+    ]
+    write_samples(stage.folder, samples)
+    write_json(stage.folder.eval, {"before": scores})
+    return {"before": scores}, samples
+
+
+def measure(stage: StageRun) -> tuple[dict[str, dict], list[str]]:
+    """Return every measure by name, and the sample answers."""
+    if stage.data.classes is not None:
+        return _measure_classes(stage)
+    if stage.data.numbers is not None:
+        return _measure_numbers(stage)
+    if stage.recipe.objective.data_form in ("preference", "rated"):
+        return _measure_preferences(stage)
+    if stage.asking is not None:
+        scores = stage.asking.scores(stage.engine, stage.data.held_out) if stage.data.held_out else {}
+        rest, answers = _measure_language(stage, held_out=False)
+        return {**scores, **rest}, answers
+    return _measure_language(stage)
+
+
+def _measure_preferences(stage: StageRun) -> tuple[dict[str, dict], list[str]]:
+    """Return how often the better answer wins on held-out rows and tasks, and what the model says of the samples."""
+    engine, data, model = stage.engine, stage.data, stage.model
+    scores_numbers = stage.recipe.objective.head == "value"
+    parts = {"held-out": data.held_out} if data.held_out else {}
+    parts |= {task.name: task.examples for task in data.tasks if scores_numbers}
+    scores: dict[str, dict] = {}
+    for name, examples in parts.items():
+        measured, _ = engine.measure(examples)
+        found = preference_scores(measured, len(examples))
+        if scores_numbers:
+            error = calibration_error(reward_differences(model, examples, engine.cut))
+            found["calibration error"] = Score("calibration_error", error, len(examples))
+        scores |= {f"{name} {metric}": score.as_dict() for metric, score in found.items()}
+    if scores_numbers:
+        return scores, reward_texts(model, (data.held_out or data.train)[: len(data.samples)])
+    rest, answers = _measure_language(stage, held_out=False)
+    return {**scores, **rest}, answers
+
+
+def _measure_language(stage: StageRun, held_out: bool = True) -> tuple[dict[str, dict], list[str]]:
+    """Return the loss on held-out rows, the tasks, and answers to the samples."""
+    scores: dict[str, dict] = {}
+    if stage.data.held_out and held_out:
+        scores[HELD_OUT] = held_out_loss(stage.model, stage.data.held_out, stage.engine.cut).as_dict()
+    for task in stage.data.tasks:
+        if task.metric == "loss":
+            score = held_out_loss(stage.model, task.examples, stage.engine.cut)
+        else:
+            score, _ = exact_match(stage.model, task.records)
+        scores[task.name] = score.as_dict()
+    answers = answer(stage.model, [s.record for s in stage.data.samples], max_new_tokens=64)
+    return scores, answers
+
+
+def _measure_numbers(stage: StageRun) -> tuple[dict[str, dict], list[str]]:
+    """Return errors and correlations on the held-out rows, the tasks' squared errors, and what samples are given."""
+    model, data, cut = stage.model, stage.data, stage.engine.cut
+    scores: dict[str, dict] = {}
+    if data.held_out:
+        found = number_scores(model, data.held_out, cut)
+        scores |= {f"held-out {name}": score.as_dict() for name, score in found.items()}
+    for task in data.tasks:
+        scores[task.name] = number_scores(model, task.examples, cut)["MSE"].as_dict()
+    shown = [sample.record for sample in data.samples]
+    return scores, rate_texts(model, shown) if shown else []
+
+
+def _measure_classes(stage: StageRun) -> tuple[dict[str, dict], list[str]]:
+    """Return loss, accuracy and macro-F1 on the held-out rows, the tasks, and the classes of the samples."""
+    scores: dict[str, dict] = {}
+    model, data = stage.model, stage.data
+    if data.held_out:
+        for name, score in class_scores(model, data.held_out, stage.engine.cut).items():
+            scores[f"held-out {name}"] = score.as_dict()
+    for task in data.tasks:
+        scores[task.name] = class_scores(model, task.examples, stage.engine.cut)[task.metric].as_dict()
+    names = data.classes.names if data.classes is not None else ()
+    shown = [sample.record for sample in data.samples]
+    return scores, predict_texts(model, shown).named(names) if shown else []
+
+
+def write_samples(folder: StageDir, rows: Sequence[dict[str, str]]) -> None:
+    write_atomic(folder.samples, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
