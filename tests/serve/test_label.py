@@ -429,9 +429,10 @@ def test_a_full_disk_does_not_double_what_is_said_again(tmp_path: Path, monkeypa
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    with monkeypatch.context() as disk, pytest.raises(RunError, match="cannot be written down"):
+    with monkeypatch.context() as disk:
         disk.setattr(os, "fsync", full)
-        journal.add("Ada", 1, "p2", "b")
+        with pytest.raises(RunError, match="cannot be written down"):
+            journal.add("Ada", 1, "p2", "b")
     assert journal.add("Ada", 1, "p2", "b")
     journal.close()
     again = Journal(tmp_path / "said.jsonl")
