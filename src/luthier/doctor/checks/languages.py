@@ -6,17 +6,9 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 
+from luthier.data.scripts import script_of
 from luthier.doctor.base import Finding, SeenRow
 
-_SCRIPTS = {
-    "Chinese": re.compile(r"[\u4e00-\u9fff]"),
-    "Japanese": re.compile(r"[\u3040-\u30ff]"),
-    "Korean": re.compile(r"[\uac00-\ud7af]"),
-    "Cyrillic": re.compile(r"[\u0400-\u04ff]"),
-    "Arabic": re.compile(r"[\u0600-\u06ff]"),
-    "Devanagari": re.compile(r"[\u0900-\u097f]"),
-    "Latin": re.compile(r"[A-Za-z\u00c0-\u024f]"),
-}
 _ASKED = re.compile(
     r"translat|in (?:english|chinese|french|spanish|german|japanese|korean|russian|hindi|arabic)|language|code|"
     r"sql|python|java|http|翻译|英文|英语|中文|汉语|日语|法语|西班牙语|德语|俄语|韩语|拼音|函数|代码|编程|程序|命名|单词|缩写|字母|公式|方程|"
@@ -58,17 +50,3 @@ class Languages:
                 most = self.counts.most_common(1)[0][0]
                 what = f"{count:,} of {total:,} rows are written in {script}; most are in {most}."
                 yield Finding("language_mix", "note", found.file, found.line, what, "see whether they belong here")
-
-
-def script_of(text: str) -> str:
-    """Return the script that most letters of a text are in; empty where there are too few to say."""
-    sample = text[:2000]
-    counts = {name: len(pattern.findall(sample)) for name, pattern in _SCRIPTS.items()}
-    if counts["Japanese"] >= 0.1 * max(counts["Chinese"], 1) and counts["Japanese"] >= 3:
-        counts["Japanese"] += counts.pop("Chinese")
-    total = sum(counts.values())
-    name, most = max(counts.items(), key=lambda item: item[1])
-    # A Chinese character says as much as a few Latin letters.
-    if name == "Latin" and counts.get("Chinese", 0) * 3 > counts["Latin"]:
-        name, most = "Chinese", counts["Chinese"] * 3
-    return name if most >= 5 and most >= 0.6 * total else ""

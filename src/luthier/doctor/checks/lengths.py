@@ -7,11 +7,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from luthier.data.scripts import estimate_tokens
 from luthier.data.store import SourceTable
 from luthier.doctor.base import Finding, SeenRow, place
 
-CHARACTERS_PER_TOKEN = 4.0
-WIDE_PER_TOKEN = 1.2
 DEFAULT_TOKENS = 4096
 FAR = 8.0
 
@@ -45,9 +44,3 @@ class Lengths:
             if lengths[index] > limit:
                 what += f" Most models are trained with at most {limit:,}." if self.max_length is None else ""
             yield Finding("overlong", "warning", file, line, what, "shorten or split it", int(index))
-
-
-def estimate_tokens(text: str) -> int:
-    """Return about how many tokens a text has: four letters each, or little more than one Chinese character."""
-    wide = sum("\u2e80" <= c <= "\u9fff" or "\uac00" <= c <= "\ud7af" for c in text) if not text.isascii() else 0
-    return int((len(text) - wide) / CHARACTERS_PER_TOKEN + wide / WIDE_PER_TOKEN) + 1
