@@ -97,6 +97,28 @@ def test_methods_lists_every_method_and_objective(capsys):
         assert f"\n{kind} " in said
 
 
+def test_the_list_says_what_moves_its_share_when_what_it_costs_and_its_paper(capsys):
+    methods.run()
+    said = capsys.readouterr().out
+    for method in kinds("method").values():
+        for words in (method.moves, method.typical_share, method.when, method.paper):
+            assert words in said
+    assert "0.52 or 1 for each frozen one" in said
+
+
+def test_the_list_and_a_card_speak_chinese_where_asked_or_where_the_terminal_does(capsys, monkeypatch):
+    methods.run(lang="zh")
+    asked = capsys.readouterr().out
+    assert "方法：训练什么" in asked and "每个冻结参数 0.52 或 1 字节" in asked
+    monkeypatch.setenv("LC_ALL", "zh_CN.UTF-8")
+    methods.run()
+    assert capsys.readouterr().out == asked
+    methods.run("lora", lang="en")
+    assert "when not" in capsys.readouterr().out
+    methods.run("lora")
+    assert "何时不用" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("kind", list(kinds("method")))
 def test_a_card_says_what_moves_when_to_use_it_and_every_field(kind, capsys):
     methods.run(kind)

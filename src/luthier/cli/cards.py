@@ -59,7 +59,7 @@ def cards(family: str, language: str = "en") -> list[Card]:
     return [card_of(family, kind, language) for kind in kinds(family)]
 
 
-def find_card(kind: str) -> Card:
+def find_card(kind: str, language: str = "en") -> Card:
     """Return the card of a method or, failing that, of an objective.
 
     Raises:
@@ -67,7 +67,7 @@ def find_card(kind: str) -> Card:
     """
     for family in ("method", "objective"):
         if kind in kinds(family):
-            return card_of(family, kind)
+            return card_of(family, kind, language)
     choices = [*kinds("method"), *kinds("objective")]
     raise RecipeError(
         Problem(
@@ -113,11 +113,12 @@ def _cost(component: type[Component], language: str) -> str:
     """Return the memory that AdamW in float32 needs; what is frozen has neither gradient nor moments."""
     if not issubclass(component, Method):
         return ""
+    frozen = [f"{count:g}" for count in component.frozen_bytes] if component.freezes_most else []
     if language == "zh":
         trained = "每个可训练参数 16 字节（权重、梯度、两个动量）"
-        return f"{trained}，每个冻结参数 2 或 4 字节" if component.freezes_most else trained
+        return f"{trained}，每个冻结参数 {' 或 '.join(frozen)} 字节" if frozen else trained
     trained = "16 bytes for each trained parameter (weight, gradient, two moments)"
-    return f"{trained}, 2 or 4 for each frozen one" if component.freezes_most else trained
+    return f"{trained}, {' or '.join(frozen)} for each frozen one" if frozen else trained
 
 
 # ---------------------------------------------------------------------- hyper-parameters

@@ -13,11 +13,11 @@ Cell = str | tuple[str, str]
 
 
 def print_table(
-    console: Console, header: Sequence[str], rows: Sequence[Sequence[Cell]], right: Sequence[int] = ()
+    console: Console, header: Sequence[str], rows: Sequence[Sequence[Cell]], right: Sequence[int] = (), indent: int = 0
 ) -> None:
     """Print rows under a header; `right` names the columns that are aligned to the right."""
     if console.is_terminal:
-        _print_rich_table(console, header, rows, right)
+        _print_rich_table(console, header, rows, right, indent)
         return
     from rich.cells import cell_len
 
@@ -32,12 +32,12 @@ def print_table(
         for i, (text, width) in enumerate(zip(row, widths)):
             space = " " * (width - cell_len(text))
             padded.append(space + text if i in right else text + space)
-        console.print("  ".join(padded).rstrip())
+        console.print(" " * indent + "  ".join(padded).rstrip())
 
 
-def print_facts(console: Console, facts: Sequence[tuple[str, Cell]]) -> None:
+def print_facts(console: Console, facts: Sequence[tuple[str, Cell]], indent: int = 0) -> None:
     """Print labels and values, the labels in one column."""
-    print_table(console, ["", ""], [((label, "dim"), value) for label, value in facts])
+    print_table(console, ["", ""], [((label, "dim"), value) for label, value in facts], indent=indent)
 
 
 def print_heading(console: Console, text: str) -> None:
@@ -47,8 +47,9 @@ def print_heading(console: Console, text: str) -> None:
 
 
 def _print_rich_table(
-    console: Console, header: Sequence[str], rows: Sequence[Sequence[Cell]], right: Sequence[int]
+    console: Console, header: Sequence[str], rows: Sequence[Sequence[Cell]], right: Sequence[int], indent: int
 ) -> None:
+    from rich.padding import Padding
     from rich.table import Table
     from rich.text import Text
 
@@ -57,7 +58,7 @@ def _print_rich_table(
         table.add_column(name, justify="right" if index in right else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell) if isinstance(cell, str) else Text(cell[0], style=cell[1]) for cell in row))
-    console.print(table)
+    console.print(Padding(table, (0, 0, 0, indent)))
 
 
 def _text(cell: Cell) -> str:

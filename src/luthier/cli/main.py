@@ -52,6 +52,9 @@ Target = Annotated[str, typer.Argument(metavar="TARGET", help="A run, a model fo
 TrainOn = Literal["assistant", "all", "last"]
 ExportForm = Literal["hf", "peft"]
 Combination = Literal["linear", "cat", "ties", "dare_linear", "dare_ties"]
+Lang = Annotated[
+    Literal["en", "zh"] | None, typer.Option("--lang", help="English or Chinese. Without it: the terminal's.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document for programs.")]
 
 
@@ -266,6 +269,7 @@ def show(run: RunPath, json: AsJson = False) -> None:
 @app.command()
 def methods(
     kind: Annotated[str | None, typer.Argument(metavar="KIND", help="Explain this one.")] = None,
+    lang: Lang = None,
     json: AsJson = False,
 ) -> None:
     """List the methods, or explain one: what it trains, when to use it, its fields.
@@ -274,7 +278,7 @@ def methods(
     """
     from luthier.cli import methods as verb
 
-    verb.run(kind, json)
+    verb.run(kind, json, lang)
 
 
 @app.command()

@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 from luthier.cli.cards import COMMAND, Card, cards, find_card, pages
-from luthier.cli.layout import print_facts, print_heading, print_table
+from luthier.cli.language import Language, language_of
+from luthier.cli.layout import Cell, print_facts, print_heading, print_table
 from luthier.cli.messages import print_json, stdout
 from luthier.run.numbers import setting
 
@@ -18,54 +20,130 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-def run(kind: str | None = None, json: bool = False) -> None:
+class _Words(TypedDict):
+    """What stands around the cards, in one language."""
+
+    methods: str
+    objectives: str
+    more: str
+    moves: str
+    share: str
+    share_of: str
+    cost: str
+    rate: str
+    rate_of: str
+    paper: str
+    when: str
+    when_not: str
+    principle: str
+    fields: str
+    columns: tuple[str, ...]
+    recipe: str
+
+
+_ENGLISH: _Words = {
+    "methods": "Methods: what is trained",
+    "objectives": "Objectives: towards what",
+    "more": "luthier methods KIND explains one.",
+    "moves": "what moves",
+    "share": "typical share",
+    "share_of": "{} of the parameters",
+    "cost": "memory",
+    "rate": "learning rate",
+    "rate_of": "{} unless you say otherwise",
+    "paper": "paper",
+    "when": "when",
+    "when_not": "when not",
+    "principle": "Principle",
+    "fields": "Hyper-parameters",
+    "columns": ("key", "default", "values", "what it does"),
+    "recipe": "A recipe",
+}
+_CHINESE: _Words = {
+    "methods": "方法：训练什么",
+    "objectives": "目标：朝什么方向训练",
+    "more": "luthier methods KIND 解释其中一种。",
+    "moves": "训练什么",
+    "share": "参数占比",
+    "share_of": "{}",
+    "cost": "内存",
+    "rate": "学习率",
+    "rate_of": "默认 {}",
+    "paper": "论文",
+    "when": "何时使用",
+    "when_not": "何时不用",
+    "principle": "原理",
+    "fields": "超参数",
+    "columns": ("键", "默认值", "取值", "作用"),
+    "recipe": "配方示例",
+}
+
+
+def run(kind: str | None = None, json: bool = False, lang: Language | None = None) -> None:
     """Print the list of methods and objectives, or the card of one.
 
     Raises:
         RecipeError: there is none of that name.
     """
+    language = language_of(lang) if not json or lang else "en"
+    words = _CHINESE if language == "zh" else _ENGLISH
     if kind is not None:
-        card = find_card(kind)
-        print_json(card.as_dict()) if json else _print_card(stdout(), card)
+        card = find_card(kind, language)
+        print_json(card.as_dict()) if json else _print_card(stdout(), card, words)
         return
-    methods, objectives = cards("method"), cards("objective")
+    methods, objectives = cards("method", language), cards("objective", language)
     if json:
         print_json({"methods": [c.as_dict() for c in methods], "objectives": [c.as_dict() for c in objectives]})
         return
     console = stdout()
-    print_heading(console, "Methods: what is trained")
-    rows = [((c.kind, "bold cyan"), c.summary, c.typical_share, setting(c.learning_rate or 0)) for c in methods]
-    print_table(console, ["method", "", "share of the parameters", "learning rate"], rows, right=(3,))
-    print_heading(console, "Objectives: towards what")
-    print_table(console, ["objective", ""], [((c.kind, "bold cyan"), c.summary) for c in objectives])
-    console.print("\nluthier methods KIND explains one.", style="dim")
+    print_heading(console, words["methods"])
+    for card in methods:
+        _print_entry(console, card, words, ("moves", "typical_share", "when", "cost", "paper"))
+    print_heading(console, words["objectives"])
+    for card in objectives:
+        _print_entry(console, card, words, ("when", "paper"))
+    console.print(f"\n{words['more']}", style="dim")
 
 
-def _print_card(console: Console, card: Card) -> None:
+def _print_entry(console: Console, card: Card, words: _Words, keys: Sequence[str]) -> None:
+    """Print the few lines that a card has in the list."""
+    console.print()
+    console.print(card.kind, style="bold cyan", end="  ")
+    console.print(card.summary)
+    print_facts(console, _facts(card, words, keys), indent=2)
+
+
+def _facts(card: Card, words: _Words, keys: Sequence[str]) -> list[tuple[str, Cell]]:
+    """Return the named facts of a card with their labels, without what the card does not say."""
+    rate = setting(card.learning_rate) if card.learning_rate is not None else ""
+    said: dict[str, tuple[str, str, str]] = {
+        "moves": (words["moves"], card.moves, ""),
+        "typical_share": (words["share"], card.typical_share and words["share_of"].format(card.typical_share), ""),
+        "cost": (words["cost"], card.cost, ""),
+        "learning_rate": (words["rate"], rate and words["rate_of"].format(rate), ""),
+        "paper": (words["paper"], card.paper, ""),
+        "when": (words["when"], card.when, "green"),
+        "when_not": (words["when_not"], card.when_not, "yellow"),
+    }
+    return [(label, (text, style)) for label, text, style in (said[key] for key in keys) if text]
+
+
+def _print_card(console: Console, card: Card, words: _Words) -> None:
     console.print()
     console.print(f"{card.title}  ({card.family}: {card.kind})", style="bold")
     console.print(card.summary)
-    rate = setting(card.learning_rate) if card.learning_rate is not None else ""
-    facts = [
-        ("what moves", card.moves),
-        ("typical share", f"{card.typical_share} of the parameters" if card.typical_share else ""),
-        ("memory", card.cost),
-        ("learning rate", f"{rate} unless you say otherwise" if rate else ""),
-        ("paper", card.paper),
-        ("when", (card.when, "green")),
-        ("when not", (card.when_not, "yellow")),
-    ]
     console.print()
-    print_facts(console, [fact for fact in facts if fact[1] and fact[1][0]])
+    keys = ("moves", "typical_share", "cost", "learning_rate", "paper", "when", "when_not")
+    print_facts(console, _facts(card, words, keys))
     if card.principle:
-        print_heading(console, "Principle")
+        print_heading(console, words["principle"])
         console.print(card.principle)
         console.print(f"\n  {card.equation}", style="cyan")
     if card.fields:
-        print_heading(console, "Hyper-parameters")
+        print_heading(console, words["fields"])
         rows = [((f.name, "bold cyan"), f.default, f.values, f.advice) for f in card.fields]
-        print_table(console, ["key", "default", "values", "what it does"], rows)
-    print_heading(console, "A recipe")
+        print_table(console, words["columns"], rows)
+    print_heading(console, words["recipe"])
     console.print("".join(f"  {line}\n" for line in card.example.splitlines()), style="cyan", end="")
 
 

@@ -67,6 +67,8 @@ class Method(Component):
     """The objective of the card's example recipe."""
     freezes_most: ClassVar[bool] = True
     """Nearly all weights stay frozen, so they may be kept in 16 bits."""
+    frozen_bytes: ClassVar[tuple[float, ...]] = (2, 4)
+    """Bytes of a frozen weight, by the number formats that the method offers."""
     in_place: ClassVar[bool] = False
     """Trains tensors of the model where they stand, and puts no module into it."""
     differs_at_start: ClassVar[str] = ""

@@ -37,6 +37,7 @@ class QLora(Lora):
     when_not: ClassVar[str] = (
         "Memory suffices for LoRA: dequantising costs time in every product, and rounding a little quality."
     )
+    frozen_bytes: ClassVar[tuple[float, ...]] = (0.52, 1)
     zh: ClassVar[dict[str, str]] = {
         **Lora.zh,
         "title": "QLoRA（量化基座上的 LoRA）",
