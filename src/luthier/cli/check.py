@@ -79,7 +79,8 @@ def summarize(recipe: Recipe, found: Examined) -> dict[str, object]:
     stream = Stream(len(found.train_records), own_rows(recipe), recipe.seed)
     # Long texts are cut into pieces, and how many is known only when they are tokens.
     counts_rows = recipe.objective.data_form != "text"
-    steps = stream.total_steps(recipe.epochs, recipe.max_steps) if counts_rows or recipe.max_steps else None
+    steps = stream.total_steps(recipe.epochs, recipe.step_limit) if counts_rows or recipe.step_limit else None
+    steps = steps if recipe.allowance is None else None
     return {
         "model": {
             "path": recipe.model.path,

@@ -154,6 +154,10 @@ class AdaLora(Method):
             task_type=task_type(model),
         )
 
+    @property
+    def plans_steps(self) -> bool:
+        return True
+
     def phases(self, total_steps: int) -> tuple[int, int]:
         """Return the steps before pruning begins, and the step with which the ranks become final."""
         return int(self.tinit * total_steps), total_steps - int(self.tfinal * total_steps)

@@ -104,6 +104,11 @@ class Method(Component):
         return False
 
     @property
+    def plans_steps(self) -> bool:
+        """Whether the method has to know before the first step how many there will be."""
+        return False
+
+    @property
     def changes_architecture(self) -> bool:
         """Whether the model becomes one of another class, with another config and other tensors."""
         return False

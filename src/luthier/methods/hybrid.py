@@ -92,6 +92,10 @@ class Hybrid(Method):
     }
 
     @property
+    def plans_steps(self) -> bool:
+        return any(part.plans_steps for part in self.parts)
+
+    @property
     def base_bits(self) -> Literal[4, 8] | None:
         return next((part.base_bits for part in self.parts if part.base_bits), None)
 

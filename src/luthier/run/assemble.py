@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from luthier.core.errors import RecipeError
@@ -13,10 +15,11 @@ from luthier.data.stream import Stream
 from luthier.models.files import ModelFacts, local_folder
 from luthier.models.load import load_config, load_tokenizer
 from luthier.models.shapes import count_parameters
+from luthier.run.allowance import steps_for_tokens, warmup_of
 from luthier.run.begin import go_on_from
 from luthier.run.datasets import Rendering, StageData
 from luthier.run.examine import Examined, longest_sequence, misfits
-from luthier.run.general_rows import own_rows, restraints_of, summary
+from luthier.run.general_rows import own_rows, replayed, restraints_of, summary
 from luthier.run.online import updates_of
 from luthier.run.opened import with_chosen_method
 from luthier.run.screen import Screen
@@ -107,10 +110,7 @@ def assemble(recipe: Recipe, folder: StageDir, screen: Screen, data: StageData, 
 
     stream = Stream(len(data.train), own_rows(recipe), recipe.seed)
     updates = updates_of(recipe.objective)
-    # Steps are the optimizer's; a set of answers is always gone through to its end.
-    batches = None if recipe.max_steps is None else -(-recipe.max_steps // updates)
-    total = stream.total_steps(recipe.epochs, batches) * updates
-    warmup = recipe.warmup_steps if recipe.warmup_steps is not None else round(recipe.warmup_ratio * total)
+    total = _total_steps(recipe, stream, data)
     torch.manual_seed(recipe.seed)
     recipe.method.prepare(model.module)
     if go_on_from(model, recipe.method, folder):
@@ -131,7 +131,7 @@ def assemble(recipe: Recipe, folder: StageDir, screen: Screen, data: StageData, 
             total_steps=total,
             steps_per_epoch=stream.steps_per_epoch * updates,
             learning_rate=recipe.resolved().learning_rate or 0.0,
-            warmup_steps=warmup,
+            warmup_steps=warmup_of(recipe, total),
             weight_decay=recipe.weight_decay,
             max_grad_norm=recipe.max_grad_norm,
             seed=recipe.seed,
@@ -151,10 +151,31 @@ def assemble(recipe: Recipe, folder: StageDir, screen: Screen, data: StageData, 
     dtype = "bfloat16" if model.autocast is not None else "float32"
     how = "packed without padding" if model.packs else "padded"
     where = _place(model.device.type)
-    screen.fact("computing", f"{dtype} on {where}, sequences {how}, {total:,} steps of {recipe.batch_size}")
+    allowed = recipe.allowance
+    in_seconds = allowed is not None and allowed.unit == "seconds"
+    length = f"{recipe.max_steps} of training in steps" if in_seconds else f"{total:,} steps"
+    screen.fact("computing", f"{dtype} on {where}, sequences {how}, {length} of {recipe.batch_size}")
     for note in model.notes:
         screen.note(note)
     return StageRun(recipe, folder, screen, data, model, engine, stream)
+
+
+def _total_steps(recipe: Recipe, stream: Stream, data: StageData) -> int:
+    """Return the optimizer steps of the run; where seconds are counted, a first guess of one epoch."""
+    updates, allowed = updates_of(recipe.objective), recipe.allowance
+    if allowed is not None and allowed.unit == "tokens":
+        return steps_for_tokens(allowed.amount, _step_sizes(recipe, stream, data))
+    epochs = recipe.epochs if allowed is None else 1
+    # Steps are the optimizer's; a set of answers is always gone through to its end.
+    batches = None if recipe.step_limit is None else -(-recipe.step_limit // updates)
+    return stream.total_steps(epochs, batches) * updates
+
+
+def _step_sizes(recipe: Recipe, stream: Stream, data: StageData) -> Iterator[int]:
+    """Yield the tokens of one step after the other, without an end."""
+    for step in itertools.count():
+        own = sum(len(data.train[int(row)]) for row in stream.rows(step))
+        yield own + sum(map(len, replayed(recipe, data.general, step)))
 
 
 def _place(device: str) -> str:

@@ -37,6 +37,7 @@ from luthier.objectives.base import Objective
 from luthier.optim.base import Optimizer
 from luthier.optim.schedules import Schedule
 from luthier.regularizers.base import Regularizer
+from luthier.run.allowance import PATTERN, Allowance
 from luthier.run.cross_checks import cross_problems, idle_keys
 from luthier.run.draft import Draft, read_draft
 from luthier.run.explain import explain
@@ -169,8 +170,11 @@ class Recipe(BaseModel):
     epochs: float = Field(default=1, gt=0)
     """How many times to go through the data; 0.5 is half of it."""
 
-    max_steps: int | None = Field(default=None, ge=1)
-    """Stop after this many optimizer steps, in place of epochs."""
+    max_steps: Annotated[int, Field(ge=1)] | Annotated[str, Field(pattern=PATTERN)] | None = Field(
+        default=None, examples=["600 seconds"]
+    )
+    """Stop after this many optimizer steps, in place of epochs; or at the first step past an amount of training, such
+    as 600 seconds or 100000 tokens."""
 
     batch_size: int = Field(default=8, ge=1)
     """Sequences per optimizer step, whatever fits into memory at once."""
@@ -283,6 +287,16 @@ class Recipe(BaseModel):
     def has_eval_data(self) -> bool:
         """Whether some rows are held out to measure the loss on."""
         return self.eval_data is not None or self.eval_fraction > 0
+
+    @property
+    def step_limit(self) -> int | None:
+        """The number of optimizer steps, where the recipe says one."""
+        return self.max_steps if isinstance(self.max_steps, int) else None
+
+    @property
+    def allowance(self) -> Allowance | None:
+        """The tokens or seconds of training, where the recipe says how many."""
+        return Allowance.parse(self.max_steps) if isinstance(self.max_steps, str) else None
 
     def place(self, key: str) -> str:
         """Return where a key such as `method.rank` is written: `recipe.yaml:7`, an override, or the key itself."""

@@ -125,10 +125,19 @@ def _contradictions(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], Problem]]
         what = f"micro_batch_size is {micro}, more than the {recipe.batch_size} sequences of a whole step (batch_size)."
         remedy = f"set it to {recipe.batch_size} or less, or to auto"
         yield ("micro_batch_size", "batch_size"), Problem(what, recipe.place("micro_batch_size"), remedy)
-    if recipe.warmup_steps and recipe.max_steps and recipe.warmup_steps > recipe.max_steps:
-        what = f"warmup_steps is {recipe.warmup_steps}, more than the {recipe.max_steps} steps of the run (max_steps)."
-        remedy = f"set it to less than {recipe.max_steps}"
+    limit = recipe.step_limit
+    if recipe.warmup_steps and limit and recipe.warmup_steps > limit:
+        what = f"warmup_steps is {recipe.warmup_steps}, more than the {limit} steps of the run (max_steps)."
+        remedy = f"set it to less than {limit}"
         yield ("warmup_steps", "max_steps"), Problem(what, recipe.place("warmup_steps"), remedy)
+    allowed = recipe.allowance
+    own_words = recipe.objective.data_form == "prompt" or recipe.objective.own_answers[0] > 0
+    if allowed is not None and allowed.unit == "tokens" and own_words:
+        what = "How many tokens a step has is not known beforehand: the model writes them itself."
+        yield ("max_steps", "objective"), Problem(what, recipe.place("max_steps"), "count steps or seconds")
+    if allowed is not None and allowed.unit == "seconds" and recipe.method.plans_steps:
+        what = f"{recipe.method.title} plans over all steps of a run, and how many fit into {recipe.max_steps} is not known."
+        yield ("max_steps", "method"), Problem(what, recipe.place("max_steps"), "count steps or tokens")
     for index, task in enumerate(recipe.evaluate):
         speaks = recipe.objective.head == "tokens"
         if task.metric != "loss" and (task.metric == "exact_match") != speaks:

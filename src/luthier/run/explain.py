@@ -121,7 +121,7 @@ class _Explainer:
         if field is None:
             return f"{self.label}: {detail['msg']}.", ""
         annotation = item_annotation(field.annotation) if isinstance(self.path[-1], int) else field.annotation
-        wanted = describe(annotation)
+        wanted = describe(annotation) + (f" such as {field.examples[0]}" if field.examples else "")
         hint = FOREIGN_VALUES.get((self.key, str(value).lower()))
         if value is None:
             return f"{self.label} has no value; it has to be {wanted}.", f"write one, or remove {self.key}"

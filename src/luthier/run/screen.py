@@ -162,7 +162,7 @@ class TrainingBar:
         self.loss = metrics["loss"] if self.loss is None else 0.9 * self.loss + 0.1 * metrics["loss"]
         facts = self._facts(metrics)
         if self.progress is not None:
-            self.progress.update(self.task, completed=self.done, facts=facts)
+            self.progress.update(self.task, total=self.total, completed=self.done, facts=facts)
         elif not self.screen.quiet and (time.monotonic() - self.last_line > LINE_SECONDS or self.done == self.total):
             self.last_line = time.monotonic()
             self.screen.console.print(f"{'training':>12}  step {self.done}/{self.total}  {facts}")

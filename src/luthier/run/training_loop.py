@@ -15,6 +15,7 @@ from types import FrameType
 
 from luthier.core.errors import Interrupted
 from luthier.core.rundir import RunDir
+from luthier.run.allowance import estimate_steps
 from luthier.run.general_rows import replayed
 from luthier.run.stage_run import StageRun, tell, tell_faults
 from luthier.train.checkpoint import save_checkpoint
@@ -30,15 +31,17 @@ def train_loop(stage: StageRun) -> None:
         Interrupted: the user asked to stop; everything is saved.
     """
     engine, recipe = stage.engine, stage.recipe
-    total = engine.settings.total_steps
+    estimate_steps(stage)
     stage.folder.path.mkdir(parents=True, exist_ok=True)
     with (
         stage.folder.metrics.open("a", encoding="utf-8") as metrics,
-        stage.screen.training(total, engine.step) as bar,
+        stage.screen.training(engine.settings.total_steps, engine.step) as bar,
         _interruptible() as stop,
     ):
-        while engine.step < total and not _stopped_early(stage):
+        while engine.step < engine.settings.total_steps and not _stopped_early(stage):
             row = _one_step(stage)
+            estimate_steps(stage)
+            total = bar.total = engine.settings.total_steps
             saved = False
             if _is_due(stage, recipe.eval_steps) and stage.data.held_out:
                 measured = _measured_now(stage)
