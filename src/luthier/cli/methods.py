@@ -108,8 +108,9 @@ def run(kind: str | None = None, json: bool = False, lang: Language | None = Non
 def _print_entry(console: Console, card: Card, words: _Words, keys: Sequence[str]) -> None:
     """Print the few lines that a card has in the list."""
     console.print()
-    console.print(card.kind, style="bold cyan", end="  ")
-    console.print(card.summary)
+    from rich.text import Text
+
+    console.print(Text.assemble((card.kind, "bold cyan"), "  ", card.summary))
     print_facts(console, _facts(card, words, keys), indent=2)
 
 
