@@ -40,6 +40,9 @@ HOMES = {
     "tensorboard": {"train", "run"},
     "datasets": {"data"},
     "httpx": {"rewards"},
+    "sacrebleu": {"evaluate"},
+    "rouge_score": {"evaluate"},
+    "lm_eval": {"evaluate"},
 }
 
 # What reading a recipe, `--help` and `luthier check` must not wait for: inside functions only, in these places.
@@ -57,6 +60,8 @@ LIGHT = (
     "core/batch.py",
     "core/rundir.py",
     "models/files.py",
+    "evaluate/tasks",
+    "evaluate/intervals.py",
     "run/config.py",
     "run/draft.py",
     "run/cross_checks.py",
