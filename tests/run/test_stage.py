@@ -203,3 +203,18 @@ def test_a_run_of_no_samples_and_one_row_ends_well(model: Path, tmp_path: Path, 
     said = luthier(capsys, "train", write_recipe(tmp_path / "r", model, **keys), "--json")
     assert said.code == 0, said.err
     assert said.json["steps"] == 1
+
+
+def test_tasks_are_measured_in_full_on_the_answers_whatever_is_trained_on(model: Path, tmp_path: Path, capsys: Capture):
+    write_rows(tmp_path / "long.jsonl", [{"prompt": "w3 w4 ", "completion": "w5 " * 40}, *pairs(4, seed=8)])
+    task = {"name": "long", "data": str(tmp_path / "long.jsonl"), "metric": "loss"}
+    changes = [{}, {"train_on": "all"}, {"max_length": 24, "on_overlong": "drop"}]
+    measured = []
+    for number, keys in enumerate(changes):
+        recipe = write_recipe(tmp_path / str(number), model, evaluate=[task], samples=0, max_steps=1, **keys)
+        said = luthier(capsys, "train", recipe)
+        assert said.code == 0, said.err
+        report = json.loads((tmp_path / str(number) / "run" / "report.json").read_text())
+        measured.append(report["eval"]["before"]["long"])
+    assert measured[1:] == measured[:1] * 2
+    assert measured[0]["n"] == 5

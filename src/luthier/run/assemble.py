@@ -60,8 +60,9 @@ def open_tokenizer(recipe: Recipe, found: Examined) -> Rendering:
         wrong = misfits(recipe, facts, found.data)
         if wrong:
             raise RecipeError(*wrong)
+    longest = longest_sequence(recipe.model_copy(update={"max_length": None}), facts)
     return Rendering(
-        recipe, tokenizer, longest_sequence(recipe, facts), facts.context_length, found.classes, found.numbers
+        recipe, tokenizer, longest_sequence(recipe, facts), facts.context_length, found.classes, found.numbers, longest
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -96,6 +96,7 @@ class Rendering:
     Attributes:
         max_length: the longest example in tokens.
         context: the longest sequence that the model can take.
+        longest: the longest example where the recipe's own limit does not hold.
         classes: what labelled rows are told apart by.
         numbers: what texts are rated with.
     """
@@ -106,6 +107,13 @@ class Rendering:
     context: int | None
     classes: Classes | None = None
     numbers: Numbers | None = None
+    longest: int = 0
+
+    @property
+    def measuring(self) -> Rendering:
+        """The rendering of tasks: whole answers, whatever is trained on, so that runs can be held against each other."""
+        recipe = self.recipe.model_copy(update={"train_on": "assistant"})
+        return replace(self, recipe=recipe, max_length=max(self.longest, self.max_length))
 
     def render(self, records: Sequence[Record], form: DataForm, trains: bool = False) -> Rendered:
         """Return the examples of records, as the recipe says; with the weights of classes if they are trained on."""
@@ -192,7 +200,7 @@ def render_stage(rendering: Rendering, found: Examined, run: RunDir, screen: Scr
         chosen = records.records
         task_form = "text" if any(isinstance(r, Text) for r in chosen) else "conversation"
         task_form = form if recipe.objective.head != "tokens" else task_form
-        examples = rendering.render(chosen, task_form).store if task.metric != "exact_match" else ()
+        examples = rendering.measuring.render(chosen, task_form).store if task.metric != "exact_match" else ()
         data.tasks.append(Task(task.name, task.metric, examples, chosen))
     shown = _to_show(found.held_records or found.train_records, data.held_out or data.train, recipe.samples)
     data.samples = [Sample(r, prompt_text(r), _class_name(r, found.classes) or answer_of(r) or _rest(r)) for r in shown]
