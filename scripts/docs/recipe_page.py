@@ -17,7 +17,7 @@ from luthier.regularizers.base import Regularizer
 from luthier.run.schema import FAMILIES, recipe_schema
 
 COMMAND = "python scripts/docs/write.py"
-PARTS = {"model": "ModelSpec", "data": "DataSpec", "evaluate": "EvalTask"}
+PARTS = {"model": "ModelSpec", "data": "DataSpec", "evaluate": "EvalTask", "forgetting": "Forgetting", "gate": "Gate"}
 _REF = "#/$defs/"
 _BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 _LARGE = 2**31
@@ -57,6 +57,8 @@ ENGLISH = Words(
         "model": "`model` in its long form",
         "data": "`data` and `eval_data` in their long form",
         "evaluate": "A task of `evaluate`",
+        "forgetting": "`forgetting` in its long form",
+        "gate": "A condition of `gate`",
     },
     component="`{family}: {{kind: {kind}}}`",
     none="No settings.",
@@ -72,6 +74,9 @@ ENGLISH = Words(
         "component": "{kinds}; or a mapping with `kind`",
         "part": "text, or a mapping with `path`",
         "EvalTask": "mappings with `name`, `data`, `metric`",
+        "Forgetting": "text, a list, or a mapping with `data`",
+        "GeneralSet": "texts, or mappings with `path`",
+        "Gate": "mappings with `task`",
         "Upcycle": "a mapping with `experts`, `top_k`, `noise`, `seed`",
         "Join": "a mapping with `runs`, `top_k`, `seed`",
     },
@@ -90,6 +95,8 @@ CHINESE = Words(
         "model": "`model` 的长写法",
         "data": "`data` 与 `eval_data` 的长写法",
         "evaluate": "`evaluate` 中的一项任务",
+        "forgetting": "`forgetting` 的长写法",
+        "gate": "`gate` 中的一个条件",
     },
     component="`{family}: {{kind: {kind}}}`",
     none="没有可设的项。",
@@ -105,6 +112,9 @@ CHINESE = Words(
         "component": "{kinds}；或带 `kind` 的映射",
         "part": "文本，或带 `path` 的映射",
         "EvalTask": "带 `name`、`data`、`metric` 的映射",
+        "Forgetting": "文本、列表，或带 `data` 的映射",
+        "GeneralSet": "文本，或带 `path` 的映射",
+        "Gate": "带 `task` 的映射",
         "Upcycle": "带 `experts`、`top_k`、`noise`、`seed` 的映射",
         "Join": "带 `runs`、`top_k`、`seed` 的映射",
     },

@@ -22,7 +22,8 @@ from luthier.data.spec import DataSpec
 from luthier.run.config import EvalTask, ModelSpec, Recipe, parse_recipe
 from luthier.run.draft import read_draft
 from luthier.run.examine import examine
-from luthier.run.pipeline import Gate, StageKeys, examine_pipeline, has_stages, read_pipeline
+from luthier.run.limits import Forgetting, Gate, GeneralSet
+from luthier.run.pipeline import StageKeys, examine_pipeline, has_stages, read_pipeline
 from luthier.run.schema import FAMILIES
 
 ROOT = Path(__file__).parents[2]
@@ -122,7 +123,7 @@ def test_a_recipe_on_a_page_parses(block: Block, tmp_path: Path) -> None:
 
 
 def test_pages_mention_no_key_that_does_not_exist() -> None:
-    parts = [Recipe, ModelSpec, DataSpec, EvalTask, StageKeys, Gate]
+    parts = [Recipe, ModelSpec, DataSpec, EvalTask, StageKeys, Gate, Forgetting, GeneralSet]
     parts += [cls for family in FAMILIES for cls in kinds(family).values()]
     known = {name for part in parts for name in part.model_fields}
     # Not keys of a recipe: fields of a data row, a tensor's shape.

@@ -178,6 +178,9 @@ def export(
     to: Annotated[
         ExportForm, typer.Option("--to", help="hf: a whole Hugging Face folder. peft: an adapter that PEFT opens.")
     ] = "hf",
+    ignore_gate: Annotated[
+        bool, typer.Option("--ignore-gate", help="Go on although a run did not pass the gate of its recipe.")
+    ] = False,
     json: AsJson = False,
 ) -> None:
     """Write what a run has learnt in a form that other programs open, open it again, and compare.
@@ -186,7 +189,7 @@ def export(
     """
     from luthier.cli import export as verb
 
-    verb.run(run, to, out, json)
+    verb.run(run, to, out, json, ignore_gate)
 
 
 @app.command()
@@ -208,6 +211,9 @@ def merge(
         int | None, typer.Option("--rank", min=1, help="Combine whole updates and cut the result to this rank.")
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Decides which numbers dare drops.")] = 0,
+    ignore_gate: Annotated[
+        bool, typer.Option("--ignore-gate", help="Go on although a run did not pass the gate of its recipe.")
+    ] = False,
     json: AsJson = False,
 ) -> None:
     """Make one adapter of several on the same base, and measure how far it is from each.
@@ -216,7 +222,7 @@ def merge(
     """
     from luthier.cli import merge as verb
 
-    verb.run(adapters, out, weights, method, density, rank, seed, json)
+    verb.run(adapters, out, weights, method, density, rank, seed, json, ignore_gate)
 
 
 @app.command()

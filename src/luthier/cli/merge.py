@@ -27,13 +27,15 @@ def run(
     rank: int | None = None,
     seed: int = 0,
     json: bool = False,
+    ignore_gate: bool = False,
 ) -> None:
     """Merge adapters and print how far the result is from each.
 
     Raises:
-        UserError: fewer than two, wrong weights, or adapters that do not go together.
+        UserError: fewer than two, wrong weights, adapters that do not go together, or a run that failed its gate.
     """
     shares = _weights(weights, len(adapters))
+    ignored = _gates(adapters, ignore_gate)
     # PEFT's name for the exact sum, which is what linear means here.
     combination: Combination = "linear" if method == "cat" else method
     base, folders = _open(adapters)
@@ -41,8 +43,10 @@ def run(
 
     done = merge_adapters(base, folders, shares, out, combination, density=density, rank=rank, seed=seed)
     if json:
-        print_json({"out": str(out), **asdict(done)})
+        print_json({"out": str(out), **asdict(done), **({"gate_ignored": ignored} if ignored else {})})
         return
+    for fault in ignored:
+        stdout().print(f"merged although a gate was not passed: {fault}", markup=False)
     _show(done, out)
 
 
@@ -60,6 +64,16 @@ def _weights(typed: str | None, count: int) -> list[float]:
         remedy = "give one number for each adapter"
         raise RunError(Problem(f"There are {count} adapters and {len(shares)} weights.", "--weights", remedy))
     return shares
+
+
+def _gates(adapters: Sequence[str], ignores: bool) -> list[str]:
+    """Return what runs did not pass and is to be ignored."""
+    from luthier.core.rundir import RunDir
+    from luthier.run.gates import require_gate
+    from luthier.run.opened import is_run
+
+    runs = (RunDir.open(Path(target)) for target in adapters if is_run(target))
+    return [fault for run in runs for fault in require_gate(run, "merge", ignores)]
 
 
 def _open(adapters: Sequence[str]) -> tuple[LoadedModel, dict[str, Path]]:

@@ -32,7 +32,7 @@ _SECTIONS = {
         "max_grad_norm",
         "regularizers",
     ),
-    "What is measured": ("eval_fraction", "eval_data", "eval_steps", "evaluate", "samples"),
+    "What is measured": ("eval_fraction", "eval_data", "eval_steps", "evaluate", "forgetting", "gate", "samples"),
     "What is kept": ("run", "save_steps", "keep_checkpoints", "early_stopping", "final_checkpoint", "log_to"),
     "Where and how it computes": ("dtype", "gradient_checkpointing", "cache_frozen", "seed"),
 }

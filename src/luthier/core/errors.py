@@ -10,7 +10,8 @@ LuthierError              exit code 1
 ├── Failure               exit code 1: the run broke although the input was fine
 │   ├── NonFiniteError    a loss or gradient is not a finite number; raised before the weights change
 │   ├── FreezeError       a tensor declared frozen moved, or a declared one did not
-│   └── OutOfMemoryError  not even one sequence fits
+│   ├── OutOfMemoryError  not even one sequence fits
+│   └── GateFailure       training is finished, and a measurement is not what the recipe's gate asks for
 └── Interrupted           exit code 130: Ctrl-C; the state is saved and the message says how to go on
 """
 
@@ -100,6 +101,10 @@ class FreezeError(Failure):
 
 class OutOfMemoryError(Failure):
     """Not even the smallest micro-batch fits in memory."""
+
+
+class GateFailure(Failure):
+    """A run is finished, and a measurement is not what its gate asks for."""
 
 
 class Interrupted(LuthierError):

@@ -119,7 +119,7 @@ def assemble(recipe: Recipe, folder: StageDir, screen: Screen, data: StageData, 
     scale = data.numbers.scale if data.numbers is not None else 1.0
     cut = _cut(recipe, model)
     if recipe.method.keeps_features:
-        parts = [data.train, data.held_out, *(task.examples for task in (*data.tasks, *data.general))]
+        parts = [data.train, data.held_out, *(task.examples for task in (*data.tasks, *data.watched, *data.general))]
         count = keep_features(model, parts, folder.features, cut)
         screen.fact("features", f"of {count:,} sequences, computed once: {folder.features}")
     engine = Engine(
@@ -231,7 +231,8 @@ def keep_frozen(stage: StageRun) -> None:
     has_more = has_more and not any(part.is_noisy for part in stage.recipe.regularizers)
     if stage.recipe.cache_frozen and has_more and settings.total_steps > settings.steps_per_epoch:
         tasks = [task.examples for task in stage.data.tasks if task.metric == "loss"]
-        rows = [stage.data.train, stage.data.held_out, *tasks, *(g.examples for g in stage.data.general)]
+        others = [rows.examples for rows in (*stage.data.general, *stage.data.watched)]
+        rows = [stage.data.train, stage.data.held_out, *tasks, *others]
         said = keep_frozen_states(stage.engine, stage.folder.frozen_states, rows)
         if said:
             stage.screen.fact("frozen part", said)

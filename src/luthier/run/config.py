@@ -42,6 +42,7 @@ from luthier.run.cross_checks import cross_problems, idle_keys
 from luthier.run.draft import Draft, read_draft
 from luthier.run.explain import explain
 from luthier.run.fields import refuse_booleans
+from luthier.run.limits import Forgetting, Gate
 from luthier.run.yaml_lines import KeyPath
 
 _CONFIG = ConfigDict(
@@ -104,7 +105,7 @@ class ModelSpec(BaseModel):
         return {"path": value} if isinstance(value, str) else value
 
 
-Part = TypeVar("Part", ModelSpec, DataSpec)
+Part = TypeVar("Part", bound=ModelSpec | DataSpec)
 
 
 class EvalTask(BaseModel):
@@ -230,7 +231,8 @@ class Recipe(BaseModel):
     """Write a checkpoint every so many steps. Without it: at the end of each epoch."""
 
     eval_steps: int | None = Field(default=None, ge=1)
-    """Measure the held-out loss every so many steps. Without it: at the end of each epoch."""
+    """Measure the held-out loss, and what is not to be forgotten, every so many steps. Without it: at the end of each
+    epoch."""
 
     keep_checkpoints: int = Field(default=2, ge=1)
     """How many of the newest checkpoints stay on disk."""
@@ -243,6 +245,14 @@ class Recipe(BaseModel):
 
     evaluate: tuple[EvalTask, ...] = ()
     """Tasks measured before and after training: a list of {name, data, metric}."""
+
+    forgetting: Forgetting | None = None
+    """What the model is not to forget: a file of such rows, or {data, max_drop, action: warn | stop | rollback}. It is
+    measured at the start, every eval_steps and at the end."""
+
+    gate: tuple[Gate, ...] = ()
+    """What measurements have to come to: {task, min, max, max_increase, max_drop}, or a list of these. A run that does
+    not pass ends with exit code 1, no later stage begins, and it is not exported."""
 
     samples: int = Field(default=4, ge=0)
     """How many answers are shown side by side, before and after."""
@@ -267,6 +277,11 @@ class Recipe(BaseModel):
         family = kinds("method").get(kind) if isinstance(kind, str) else None
         own = family.default_schedule if family is not None and issubclass(family, Method) else "cosine"
         return {**value, "schedule": own} if own != "cosine" else value
+
+    @field_validator("gate", mode="before")
+    @classmethod
+    def _one_gate(cls, value: object) -> object:
+        return () if value is None else (value,) if isinstance(value, Mapping) else value
 
     @field_validator("evaluate", "log_to", "regularizers", mode="before")
     @classmethod
@@ -326,6 +341,10 @@ class Recipe(BaseModel):
             part.located(lambda path, at=index: draft.locate(("regularizers", at, "data"), path))
             for index, part in enumerate(self.regularizers)
         )
+        if self.forgetting is not None:
+            sets = enumerate(self.forgetting.data)
+            found = tuple(locate_part(part, draft, ("forgetting", "data", index)) for index, part in sets)
+            update["forgetting"] = self.forgetting.model_copy(update={"data": found})
         if self.eval_data is not None:
             update["eval_data"] = locate_part(self.eval_data, draft, ("eval_data",))
         return self.model_copy(update=update)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from luthier.core.errors import Problem
+from luthier.run.limits import unmeasured
 
 if TYPE_CHECKING:
     from luthier.run.config import Recipe
@@ -27,6 +28,10 @@ def _evaluates(recipe: Recipe) -> bool:
     return recipe.has_eval_data
 
 
+def _measures(recipe: Recipe) -> bool:
+    return recipe.has_eval_data or recipe.forgetting is not None
+
+
 def _trains_replies(recipe: Recipe) -> bool:
     return recipe.objective.data_form == "conversation"
 
@@ -41,7 +46,7 @@ _HELD_OUT = ("eval_data", "eval_fraction")
 _NO_EVAL = "no rows are held out to measure on"
 _ADD_EVAL = "add eval_data: FILE or eval_fraction: 0.1, or remove {key}"
 _RULES = (
-    EffectRule("eval_steps", _HELD_OUT, _evaluates, _NO_EVAL, _ADD_EVAL),
+    EffectRule("eval_steps", (*_HELD_OUT, "forgetting"), _measures, _NO_EVAL, _ADD_EVAL),
     EffectRule("early_stopping", _HELD_OUT, _evaluates, _NO_EVAL, _ADD_EVAL),
     EffectRule(
         "final_checkpoint",
@@ -166,5 +171,27 @@ def _contradictions(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], Problem]]
         if name in names[:index]:
             what = f'evaluate: the name "{name}" is used twice, so one result would hide the other.'
             yield ("evaluate",), Problem(what, recipe.place(f"evaluate.{index}.name"), "give each task its own name")
+    yield from _limits(recipe, names)
     if len(set(recipe.log_to)) < len(recipe.log_to):
         yield ("log_to",), Problem("log_to names a target twice.", recipe.place("log_to"), "name each once")
+
+
+def _limits(recipe: Recipe, tasks: list[str]) -> Iterator[tuple[tuple[str, ...], Problem]]:
+    """Yield what is wrong with the keys forgetting and gate."""
+    watched = recipe.forgetting
+    titles = [] if watched is None else [part.title for part in watched.data]
+    if watched is not None and not titles:
+        what = "forgetting names nothing to measure."
+        yield ("forgetting",), Problem(what, recipe.place("forgetting"), "write forgetting: general.jsonl")
+    for index, title in enumerate(titles):
+        if title in titles[:index] or title in tasks:
+            what = f'forgetting: the name "{title}" is used twice, so one result would hide the other.'
+            place = recipe.place(f"forgetting.data.{index}")
+            yield ("forgetting", "evaluate"), Problem(what, place, "give it a name of its own: {path: …, name: …}")
+    own = ["held-out"] if recipe.has_eval_data else []
+    for index, gate in enumerate(recipe.gate):
+        remedy = unmeasured(gate, [*tasks, *titles], own)
+        if remedy:
+            what = f'gate: "{gate.task}" is not measured in this run.'
+            place = recipe.place(f"gate.{index}.task")
+            yield ("gate", "forgetting", "evaluate", *_HELD_OUT), Problem(what, place, remedy)

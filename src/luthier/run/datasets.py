@@ -75,6 +75,7 @@ class StageData:
         numbers: what the rows are rated with, for regression.
         asked: prompts that the model answers, by their sources.
         general: rows of other data that regularizers read.
+        watched: what is not to be forgotten.
     """
 
     train: Sequence[Example]
@@ -87,6 +88,7 @@ class StageData:
     numbers: Numbers | None = None
     asked: dict[str, Asked] = field(default_factory=dict)
     general: list[GeneralRows] = field(default_factory=list)
+    watched: list[Task] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -202,6 +204,12 @@ def render_stage(rendering: Rendering, found: Examined, run: RunDir, screen: Scr
         task_form = form if recipe.objective.head != "tokens" else task_form
         examples = rendering.measuring.render(chosen, task_form).store if task.metric != "exact_match" else ()
         data.tasks.append(Task(task.name, task.metric, examples, chosen))
+    for name, records in found.watched:
+        chosen = records.records
+        plain: DataForm = "text" if any(isinstance(r, Text) for r in chosen) else "conversation"
+        examples = rendering.render(chosen, plain if recipe.objective.head == "tokens" else form).store
+        data.watched.append(Task(name, "loss", examples, ()))
+        screen.fact("not to forget", f"{name}: the loss on {len(examples):,} sequences")
     shown = _to_show(found.held_records or found.train_records, data.held_out or data.train, recipe.samples)
     data.samples = [Sample(r, prompt_text(r), _class_name(r, found.classes) or answer_of(r) or _rest(r)) for r in shown]
     data.summary = _summary(found, rendered)
@@ -238,6 +246,8 @@ def check_fingerprint(found: Examined, run: RunDir) -> None:
     now = {"data": fingerprint(found.data.files), "eval_data": fingerprint(held.files) if held is not None else None}
     if found.general:
         now["general"] = [fingerprint(records.files) for _, records in found.general]
+    if found.watched:
+        now["forgetting"] = [fingerprint(records.files) for _, records in found.watched]
     if not run.fingerprint.is_file():
         write_json(run.fingerprint, now)
     elif json.loads(run.fingerprint.read_text(encoding="utf-8")) != now:

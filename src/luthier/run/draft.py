@@ -20,6 +20,7 @@ SHORT_FORMS = {
     "objective": "kind",
     "optimizer": "kind",
     "schedule": "kind",
+    "forgetting": "data",
 }
 REFERENCE = "stage:"
 """What a path begins with that means the result of an earlier stage of the same recipe."""

@@ -46,6 +46,7 @@ class Examined:
         train_records, held_records: those trained on, and those set aside.
         tasks: the recipe's measurements with their rows.
         general: rows of other data, with the place of the regularizer that reads them.
+        watched: rows of what is not to be forgotten, by name.
         classes: of labelled rows, as the training rows have them.
         numbers: of rated rows, likewise.
     """
@@ -61,6 +62,7 @@ class Examined:
     held_records: Sequence[Record] = ()
     tasks: list[tuple[EvalTask, Records]] = field(default_factory=list)
     general: list[tuple[int, Records]] = field(default_factory=list)
+    watched: list[tuple[str, Records]] = field(default_factory=list)
     classes: Classes | None = None
     numbers: Numbers | None = None
 
@@ -97,7 +99,7 @@ class Examined:
         """Forget the rows, which are as large as the data; only what counts them stays."""
         self.train_records = self.held_records = ()
         self.tasks = []
-        self.general = []
+        self.general, self.watched = [], []
         self.data = replace(self.data, records=()) if self.data is not None else None
         self.eval_data = replace(self.eval_data, records=()) if self.eval_data is not None else None
 
@@ -129,6 +131,11 @@ def examine(draft: Draft) -> Examined:
             rows = _read(part.general_rows, ("regularizers", index, "data"), draft, "lm" if either else form, found)
             if rows is not None:
                 found.general.append((index, rows))
+        is_language = recipe.objective.head == "tokens"
+        for index, part in enumerate(recipe.forgetting.data if recipe.forgetting is not None else ()):
+            rows = _read(part, ("forgetting", "data", index), draft, "lm" if is_language else form, found)
+            if rows is not None:
+                found.watched.append((part.title, rows))
         _split(recipe, found)
         _find_classes(recipe, found)
         found.recipe_problems += _missing_trackers(recipe)
@@ -270,7 +277,8 @@ def _find_classes(recipe: Recipe, found: Examined) -> None:
         known = {"objective.names": recipe.place("objective.names")}
         found.data_problems += [replace(p, where=known.get(p.where, p.where)) for p in error.problems]
         return
-    measured = [*found.held_records, *(row for _, rows in (*found.tasks, *found.general) for row in rows.records)]
+    others = (*found.tasks, *found.general, *found.watched)
+    measured = [*found.held_records, *(row for _, rows in others for row in rows.records)]
     found.data_problems += unknown_labels(measured, found.classes)
     given = recipe.objective.weights_for(found.classes.balanced_weights())
     if given and len(given) != len(found.classes):

@@ -60,6 +60,8 @@ def _written_path(detail: ErrorDetails, values: object) -> KeyPath:
     """Return the key of an error: its location without the names of the alternatives that pydantic tried."""
     path: KeyPath = ()
     for index, part in enumerate(detail["loc"]):
+        if isinstance(part, int) and isinstance(values, Mapping):
+            continue  # one mapping that stands where a list may stand
         is_missing = detail["type"] == "missing" and index == len(detail["loc"]) - 1
         if isinstance(values, Mapping) and (part in values or is_missing):
             values = values.get(part)

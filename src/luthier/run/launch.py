@@ -16,6 +16,7 @@ from luthier.core.rundir import PIPELINE, RESOLVED, RunDir, StageDir, disk_fault
 from luthier.run.config import Recipe
 from luthier.run.environment import collect_environment
 from luthier.run.examine import Examined, examine
+from luthier.run.gates import judged, pass_gate
 from luthier.run.opened import kept_recipe
 from luthier.run.report import write_report
 from luthier.run.screen import Screen
@@ -65,6 +66,11 @@ def resume(path: Path, screen: Screen) -> RunDir:
 
 
 def carry_out(recipe: Recipe, found: Examined, run: RunDir, screen: Screen) -> RunDir:
+    """Train what is left to train, and write what came of it.
+
+    Raises:
+        GateFailure: it is finished and did not come to what its gate asks for.
+    """
     with locked(run):
         stage = run.stage(0, _kind(recipe.objective))
         screen.keep_log(stage.log)
@@ -83,9 +89,11 @@ def carry_out(recipe: Recipe, found: Examined, run: RunDir, screen: Screen) -> R
                 with suppress(RunError):
                     _write_status(recipe, run, stage, {"status": "failed", "error": str(error)})
             raise
+        part |= judged(recipe.gate, part, screen)
         with disk_faults(run.path):
             _write_status(recipe, run, stage, {"status": "finished", **part, "seconds": time.monotonic() - started})
         screen.fact("report", str(run.report_page))
+    pass_gate(run)
     return run
 
 

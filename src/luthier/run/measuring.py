@@ -10,9 +10,9 @@ from luthier.evaluate.classes import class_scores, predict_texts
 from luthier.evaluate.measure import Score, answer, exact_match, held_out_loss
 from luthier.evaluate.numbers import number_scores, rate_texts
 from luthier.evaluate.preferences import calibration_error, preference_scores, reward_differences, reward_texts
+from luthier.run.forgetting import general_scores
+from luthier.run.limits import HELD_OUT
 from luthier.run.stage_run import StageRun
-
-HELD_OUT = "held-out loss"
 
 
 def measured_before(stage: StageRun) -> tuple[dict[str, dict], list[dict[str, str]]]:
@@ -32,6 +32,11 @@ def measured_before(stage: StageRun) -> tuple[dict[str, dict], list[dict[str, st
 
 def measure(stage: StageRun) -> tuple[dict[str, dict], list[str]]:
     """Return every measure by name, and the sample answers."""
+    scores, answers = _measure(stage)
+    return {**scores, **general_scores(stage)}, answers
+
+
+def _measure(stage: StageRun) -> tuple[dict[str, dict], list[str]]:
     if stage.data.classes is not None:
         return _measure_classes(stage)
     if stage.data.numbers is not None:

@@ -7,7 +7,7 @@ wrong is told with the line where it stands, for all stages at once and before t
     adapter  merge: what the earlier stage trained is folded into the model, and the folder is written out
              stack: the same, but in memory: only the new adapter is kept, and what lies under it is named
              continue: the same adapter goes on being trained
-    gate     {metric, min, max, action: stop | warn} over the stage's own measurements after training
+    gate     as in any recipe: what the stage's measurements have to come to for the next one to begin
 
 `stage:NAME` stands for the result of an earlier stage wherever a path is expected (a reward model, a teacher).
 """
@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from luthier.core.errors import Problem, RecipeError, did_you_mean
 from luthier.run.config import Recipe, parse_draft
@@ -29,40 +29,8 @@ from luthier.run.examine import Examined, examine
 from luthier.run.explain import explain
 from luthier.run.yaml_lines import Document, KeyPath, read_document
 
-OWN_KEYS = ("name", "start", "adapter", "gate")
+OWN_KEYS = ("name", "start", "adapter")
 Adapter = Literal["merge", "stack", "continue"]
-
-
-class Gate(BaseModel):
-    """What a stage has to reach for the next one to begin."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-    metric: str
-    """One of the stage's measurements, such as "held-out loss", "held-out accuracy", or the name of a task."""
-
-    min: float | None = None
-    """The least value."""
-
-    max: float | None = None
-    """The largest value."""
-
-    action: Literal["stop", "warn"] = "stop"
-    """stop ends the line there, with everything saved; warn goes on."""
-
-    @model_validator(mode="after")
-    def _has_a_limit(self) -> Gate:
-        if self.min is None and self.max is None:
-            raise ValueError("a gate needs min or max")
-        return self
-
-    def fault(self, value: float) -> str:
-        """Return why a value does not pass, or nothing."""
-        if self.min is not None and not value >= self.min:
-            return f"{self.metric} is {value:.4g}, less than {self.min:g}"
-        if self.max is not None and not value <= self.max:
-            return f"{self.metric} is {value:.4g}, more than {self.max:g}"
-        return ""
 
 
 class StageKeys(BaseModel):
@@ -78,9 +46,6 @@ class StageKeys(BaseModel):
 
     adapter: Adapter = "merge"
     """What becomes of what the earlier stage trained: merge, stack or continue."""
-
-    gate: Gate | None = None
-    """What it has to reach for the next stage to begin: {metric, min, max, action}."""
 
 
 @dataclass(frozen=True)
@@ -267,7 +232,6 @@ def _handing_on(pipeline: Pipeline, stage: PlannedStage, examined: Examined) -> 
             names = [other.name for other in pipeline.stages[: stage.index]]
             what = f'"{REFERENCE}{named}" names no earlier stage.{did_you_mean(named, names)}'
             problems.append(Problem(what, str(stage.draft.path), f"earlier stages: {', '.join(names) or 'none'}"))
-    problems += _unmeasured(stage, examined)
     if stage.source is None:
         if stage.keys.adapter != "merge":
             what = f"adapter: {stage.keys.adapter} has no effect: the stage starts from the base."
@@ -288,22 +252,6 @@ def _handing_on(pipeline: Pipeline, stage: PlannedStage, examined: Examined) -> 
         what = f"What {before.method.title} trains cannot be folded into the model."
         problems.append(Problem(what, place, "use adapter: continue with the same method, or start: base"))
     return problems
-
-
-def _unmeasured(stage: PlannedStage, examined: Examined) -> list[Problem]:
-    """Return what a gate waits for in vain: better said now than when the stage has been trained."""
-    gate, recipe = stage.keys.gate, examined.recipe
-    if gate is None or recipe is None:
-        return []
-    measured = ["held-out"] if recipe.has_eval_data else []
-    measured += [task.name for task in recipe.evaluate]
-    if any(gate.metric == name or gate.metric.startswith(f"{name} ") for name in measured):
-        return []
-    what = f'gate.metric: "{gate.metric}" is not measured in this stage.'
-    remedy = "add eval_fraction: 0.1 or eval_data, and name what is measured on them, such as held-out loss"
-    if measured:
-        remedy = f"name a measurement that begins with: {', '.join(measured)}"
-    return [Problem(what, stage.draft.place(("gate", "metric")), remedy)]
 
 
 def references(value: object) -> list[str]:

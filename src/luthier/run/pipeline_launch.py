@@ -14,11 +14,12 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from luthier.core.errors import Failure, Interrupted, LuthierError, Problem, RunError
+from luthier.core.errors import GateFailure, Interrupted, LuthierError, Problem, RunError
 from luthier.core.rundir import RunDir, StageDir, final_checkpoint, read_json, write_atomic, write_json
 from luthier.run.begin import Beginning, read_beginning, write_beginning
 from luthier.run.draft import Draft
 from luthier.run.examine import examine
+from luthier.run.gates import failed_gate
 from luthier.run.launch import carry_out, disk_faults, locked, place_for, taken, write_first_files
 from luthier.run.opened import kept_recipe
 from luthier.run.pipeline import (
@@ -41,7 +42,7 @@ def start_pipeline(found: ExaminedPipeline, screen: Screen) -> RunDir:
 
     Raises:
         UserError: with everything that is wrong, the folder's place included.
-        Failure: a stage did not pass its gate.
+        GateFailure: a stage did not pass its gate.
     """
     path = place_for(found.pipeline.run, found.pipeline.name)
     pipeline = found.require(*taken(path))
@@ -90,7 +91,7 @@ def _absolute(draft: Draft) -> dict[str, object]:
     assert recipe is not None, "it was examined"
     located = recipe.located()
     values = dict(draft.values)
-    for key in ("data", "eval_data", "evaluate", "method", "objective", "regularizers"):
+    for key in ("data", "eval_data", "evaluate", "forgetting", "method", "objective", "regularizers"):
         if key in values:
             values[key] = located.model_dump(mode="json", include={key})[key]
     values["model"] = base_model(recipe)
@@ -125,12 +126,14 @@ def _carry_out(pipeline: Pipeline, run: RunDir, screen: Screen) -> RunDir:
                 screen.fact("stage", f"{stage.index + 1} of {len(pipeline.stages)}: {stage.name}")
                 try:
                     _one_stage(pipeline, stage, run, folder, screen)
+                except GateFailure:
+                    pass  # it is finished; what becomes of the line is decided below, as for one that is resumed
                 except LuthierError as error:
                     state = "interrupted" if isinstance(error, Interrupted) else "failed"
                     _write_report(pipeline, run, state)
                     raise
             _write_report(pipeline, run, "running")
-            _pass_gate(pipeline, stage, run, folder, screen)
+            _pass_gate(pipeline, stage, run, folder)
         _write_report(pipeline, run, "finished")
         screen.fact("report", str(run.report_page))
     return run
@@ -186,32 +189,17 @@ def _written_out(source: RunDir, screen: Screen) -> Path:
     return out
 
 
-def _pass_gate(pipeline: Pipeline, stage: PlannedStage, run: RunDir, folder: RunDir, screen: Screen) -> None:
-    """Stop the line where a stage did not reach what its gate asks for.
+def _pass_gate(pipeline: Pipeline, stage: PlannedStage, run: RunDir, folder: RunDir) -> None:
+    """Stop the line where a stage did not come to what its gate asks for.
 
     Raises:
-        Failure: it did not, or was never measured.
+        GateFailure: it did not.
     """
-    gate = stage.keys.gate
-    if gate is None:
-        return
-    after = read_json(StageDir(folder.path).eval).get("after")
-    measured = after.get(gate.metric) if isinstance(after, dict) else None
-    if not isinstance(measured, dict):
-        names = ", ".join(map(str, after)) if isinstance(after, dict) else "none"
-        fault = f'"{gate.metric}" was not measured (there are: {names or "none"})'
-    else:
-        fault = gate.fault(float(measured["value"]))
-    if not fault:
-        screen.fact("gate", f"passed: {gate.metric} is {float(measured['value']):.4g}" if measured else "passed")
-        return
-    if gate.action == "warn":
-        screen.note(f"the gate of {stage.name} was not passed: {fault}; going on, as the recipe says")
-        return
-    _write_report(pipeline, run, "failed", f"the gate of {stage.name} was not passed: {fault}")
-    raise Failure(
-        f"The gate of stage {stage.name} was not passed: {fault}. Everything up to it is saved in {run.path}."
-    )
+    faults = failed_gate(folder)
+    if faults:
+        said = f"The gate of stage {stage.name} was not passed: {'; '.join(faults)}."
+        _write_report(pipeline, run, "failed", said)
+        raise GateFailure(f"{said} Everything up to it is saved in {run.path}.")
 
 
 def _status(folder: RunDir) -> str:
@@ -237,6 +225,8 @@ def _write_report(pipeline: Pipeline, run: RunDir, status: str, error: str = "")
             "loss_last",
             "eval",
             "final_checkpoint",
+            "forgetting",
+            "gate",
         )
         said = {key: last[key] for key in kept if key in last}
         if "final_checkpoint" in said:

@@ -27,9 +27,11 @@ from luthier.run.assemble import (
 from luthier.run.begin import lay_under, read_beginning
 from luthier.run.datasets import announce, render_stage
 from luthier.run.examine import Examined
+from luthier.run.forgetting import forgetting_part
 from luthier.run.measuring import measure, measured_before, write_samples
 from luthier.run.online import open_asking
 from luthier.run.opened import load_for
+from luthier.run.overfitting import overfitting_part, warnings_of
 from luthier.run.screen import Screen
 from luthier.run.stage_run import StageRun, tell_faults
 from luthier.run.teacher import open_teacher
@@ -88,6 +90,7 @@ def _run_stage(
     setup = {"setup_seconds": time.monotonic() - started, "setup_cpu_seconds": time.process_time() - started_cpu}
     setup["reference_cpu_seconds"] = reference_cpu  # a part of the setup
     results, samples = measured_before(stage)
+    stage.before = results["before"]
     with warnings.catch_warnings():
         # A tracker says by a warning that it is given up; here `tell_faults` says so where the user looks.
         warnings.filterwarnings("ignore", message=".* failed and is left out", category=RuntimeWarning)
@@ -107,13 +110,14 @@ def _run_stage(
     outcome = audit(model.module, before_bits)
     screen.comparison(results["before"], results["after"])
     screen.samples(samples)
-    return {**setup, **_report(stage, outcome, results), "final_checkpoint": chosen}
+    return {**setup, **_report(stage, outcome, results, chosen), "final_checkpoint": chosen}
 
 
-def _report(stage: StageRun, outcome: Audit, results: dict[str, dict]) -> dict[str, object]:
+def _report(stage: StageRun, outcome: Audit, results: dict[str, dict], chosen: str) -> dict[str, object]:
     module, progress, rows = stage.model.module, stage.progress, list(stage.folder.read_metrics())
     if outcome.frozen_changed:
         stage.screen.note(f"FREEZE AUDIT FAILED: {', '.join(outcome.frozen_changed[:5])} changed although frozen.")
+    forgetting, overfitting = forgetting_part(stage, results, chosen), overfitting_part(stage)
     return {
         "trainable_parameters": count_parameters(module, only_trained=True),
         "total_parameters": count_parameters(module),
@@ -133,6 +137,8 @@ def _report(stage: StageRun, outcome: Audit, results: dict[str, dict]) -> dict[s
         "loss_last": rows[-1]["loss"] if rows else None,
         "best_step": progress.best_step,
         "eval": results,
+        **({"forgetting": forgetting} if forgetting is not None else {}),
+        **({"overfitting": overfitting} if overfitting is not None else {}),
         "data": stage.data.summary,
-        "warnings": [*stage.model.notes, *stage.data.warnings, *stage.events],
+        "warnings": [*stage.model.notes, *stage.data.warnings, *stage.events, *warnings_of(forgetting, overfitting)],
     }

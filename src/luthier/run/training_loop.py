@@ -16,7 +16,9 @@ from types import FrameType
 from luthier.core.errors import Interrupted
 from luthier.core.rundir import RunDir
 from luthier.run.allowance import estimate_steps
+from luthier.run.forgetting import can_roll_back, watch
 from luthier.run.general_rows import replayed
+from luthier.run.overfitting import note_gap
 from luthier.run.stage_run import StageRun, tell, tell_faults
 from luthier.train.checkpoint import save_checkpoint
 from luthier.train.on_policy import with_own_answers
@@ -33,6 +35,7 @@ def train_loop(stage: StageRun) -> None:
     engine, recipe = stage.engine, stage.recipe
     estimate_steps(stage)
     stage.folder.path.mkdir(parents=True, exist_ok=True)
+    _keep_the_start(stage)
     with (
         stage.folder.metrics.open("a", encoding="utf-8") as metrics,
         stage.screen.training(engine.settings.total_steps, engine.step) as bar,
@@ -43,10 +46,8 @@ def train_loop(stage: StageRun) -> None:
             estimate_steps(stage)
             total = bar.total = engine.settings.total_steps
             saved = False
-            if _is_due(stage, recipe.eval_steps) and stage.data.held_out:
-                measured = _measured_now(stage)
-                row |= {f"eval_{name}": value for name, value in measured.items()}
-                _note_evaluation(stage, measured["loss"] if "loss" in measured else -measured["reward"])
+            if _is_due(stage, recipe.eval_steps):
+                row |= _measured_now(stage)
             metrics.write(json.dumps(row) + "\n")
             metrics.flush()
             for tracker in stage.trackers:
@@ -55,7 +56,7 @@ def train_loop(stage: StageRun) -> None:
             bar.update(row)
             while engine.events:
                 tell(stage, engine.events.pop(0))
-            if engine.step < total and (_is_due(stage, recipe.save_steps) or _is_new_best(stage)):
+            if engine.step < total and (_is_due(stage, recipe.save_steps) or _may_be_wanted(stage)):
                 _save(stage)
                 saved = True
             if stop.requested and engine.step < total:
@@ -76,6 +77,8 @@ def _one_step(stage: StageRun) -> dict[str, float]:
     progress.train_seconds += seconds
     progress.train_cpu_seconds += cpu_seconds
     progress.tokens_total += int(result["tokens"])
+    progress.losses_since += result["loss"]
+    progress.steps_since += 1
     if engine.step == stage.updates:
         progress.first_step_cpu_seconds = cpu_seconds
     epoch = engine.step / engine.settings.steps_per_epoch
@@ -90,10 +93,20 @@ def _is_due(stage: StageRun, every: int | None) -> bool:
 
 
 def _measured_now(stage: StageRun) -> dict[str, float]:
-    """Return what is measured on held-out rows while training goes on."""
-    if stage.asking is not None:
-        return stage.asking.measure(stage.engine, stage.data.held_out)
-    return stage.engine.measure(stage.data.held_out)[0]
+    """Return what is measured while training goes on: on held-out rows, and on what is not to be forgotten."""
+    row: dict[str, float] = {}
+    target: float | None = None
+    if stage.data.held_out:
+        if stage.asking is not None:
+            measured = stage.asking.measure(stage.engine, stage.data.held_out)
+        else:
+            measured = stage.engine.measure(stage.data.held_out)[0]
+        row = {f"eval_{name}": value for name, value in measured.items()}
+        if "loss" in measured:
+            row |= note_gap(stage, measured["loss"])
+        target = measured["loss"] if "loss" in measured else -measured["reward"]
+        _note_evaluation(stage, target)
+    return row | watch(stage, target)
 
 
 def _note_evaluation(stage: StageRun, loss: float) -> None:
@@ -105,19 +118,31 @@ def _note_evaluation(stage: StageRun, loss: float) -> None:
         progress.evaluations_without_gain += 1
 
 
-def _is_new_best(stage: StageRun) -> bool:
-    return stage.recipe.resolved().final_checkpoint == "best" and stage.progress.best_step == stage.engine.step
+def _may_be_wanted(stage: StageRun) -> bool:
+    """Return whether this state is the best so far by a measure that the run may be taken back to."""
+    progress, step = stage.progress, stage.engine.step
+    is_best = stage.ends_with_best and progress.best_step == step
+    return is_best or (can_roll_back(stage) and progress.kept_step == step)
+
+
+def _keep_the_start(stage: StageRun) -> None:
+    """Where training may be taken back, begin with a state that has forgotten nothing: the one before training."""
+    if can_roll_back(stage) and stage.progress.kept_step is None and stage.progress.forgot is None:
+        stage.progress.kept_step = stage.engine.step
+        _save(stage)
 
 
 def _stopped_early(stage: StageRun) -> bool:
-    patience = stage.recipe.early_stopping
-    return patience is not None and stage.progress.evaluations_without_gain >= patience
+    patience, progress = stage.recipe.early_stopping, stage.progress
+    return progress.forgot_for_good or (patience is not None and progress.evaluations_without_gain >= patience)
 
 
 def _save(stage: StageRun, resumable: bool = True) -> None:
     extra: dict[str, object] = {"progress": vars(stage.progress)}
-    if stage.recipe.resolved().final_checkpoint == "best":
+    if stage.ends_with_best:
         extra["best_step"] = stage.progress.best_step
+    if can_roll_back(stage):
+        extra["kept_step"] = stage.progress.kept_step
     save_checkpoint(stage.engine, stage.folder, extra, stage.recipe.keep_checkpoints, resumable)
 
 
@@ -149,18 +174,20 @@ def _interruptible() -> Iterator[_Stop]:
 
 
 def settle(stage: StageRun) -> str:
-    """Save the last state, put the best one in place if that was asked for, and return the final checkpoint's name."""
+    """Save the last state, put in place the one that was asked for, and return the final checkpoint's name."""
     engine, progress = stage.engine, stage.progress
     engine.optimizer.zero_grad(set_to_none=True)
     engine.optimizer.state.clear()  # a finished run needs no moments; this frees them before the last save
     if not (stage.folder.checkpoint(engine.step) / "DONE").is_file():
         _save(stage, resumable=False)
-    wanted = engine.step
-    if stage.recipe.resolved().final_checkpoint == "best" and progress.best_step is not None:
-        wanted = progress.best_step
+    wanted, why = engine.step, ""
+    if can_roll_back(stage) and progress.forgot_for_good and progress.kept_step is not None:
+        wanted, why = progress.kept_step, "the best that kept within max_drop"
+    elif stage.ends_with_best and progress.best_step is not None:
+        wanted, why = progress.best_step, f"held-out loss {progress.best_loss:.4f}"
     final = stage.folder.checkpoint(wanted)
     if wanted != engine.step:
         engine.method.load(stage.model.module, final)
-        stage.screen.fact("best", f"step {wanted}, held-out loss {progress.best_loss:.4f}: this is the result")
+        stage.screen.fact("best", f"step {wanted}, {why}: this is the result")
     run = stage.folder.path if RunDir(stage.folder.path).is_stage else stage.folder.path.parent
     return str(final.relative_to(run))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,10 +31,11 @@ OBJECTIVE_STATE = "objective_state.safetensors"
 def save_checkpoint(
     engine: Engine, stage: StageDir, extra: dict[str, object], keep: int, resumable: bool = True
 ) -> Path:
-    """Write the checkpoint of the current step and delete the oldest beyond `keep` (never the best).
+    """Write the checkpoint of the current step and delete the oldest beyond `keep` (none that may be wanted).
 
     Args:
-        extra: what the loop wants back on resume (best evaluation so far, …); `extra["best_step"]` is kept on disk.
+        extra: what the loop wants back on resume (best evaluation so far, …); the checkpoints of `extra["best_step"]`
+            and `extra["kept_step"]` stay on disk.
         resumable: False leaves the optimizer's moments out, for a finished run.
 
     Raises:
@@ -71,7 +73,7 @@ def save_checkpoint(
         if fault is None:
             raise
         raise fault from error
-    _delete_old(stage, keep, extra.get("best_step"))
+    _delete_old(stage, keep, (extra.get("best_step"), extra.get("kept_step")))
     return final
 
 
@@ -179,9 +181,9 @@ def _load_objective_state(engine: Engine, path: Path) -> None:
         engine.objective_state.load_state_dict(read_tensors(path))
 
 
-def _delete_old(stage: StageDir, keep: int, best_step: object) -> None:
+def _delete_old(stage: StageDir, keep: int, wanted: Sequence[object]) -> None:
     complete = stage.complete_checkpoints()
-    protected = {stage.checkpoint(best_step).name} if isinstance(best_step, int) else set()
+    protected = {stage.checkpoint(step).name for step in wanted if isinstance(step, int)}
     for folder in complete[: max(len(complete) - keep, 0)]:
         if folder.name not in protected:
             # Renamed first: a reader must never find a folder that has DONE and half of its files.
