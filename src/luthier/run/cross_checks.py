@@ -141,7 +141,8 @@ def _contradictions(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], Problem]]
         what = "How many tokens a step has is not known beforehand: the model writes them itself."
         yield ("max_steps", "objective"), Problem(what, recipe.place("max_steps"), "count steps or seconds")
     if allowed is not None and allowed.unit == "seconds" and recipe.method.plans_steps:
-        what = f"{recipe.method.title} plans over all steps of a run, and how many fit into {recipe.max_steps} is not known."
+        long = f"how many fit into {recipe.max_steps} is not known."
+        what = f"{recipe.method.title} plans over all steps of a run, and {long}"
         yield ("max_steps", "method"), Problem(what, recipe.place("max_steps"), "count steps or tokens")
     for index, task in enumerate(recipe.evaluate):
         speaks = recipe.objective.head == "tokens"
