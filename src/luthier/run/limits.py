@@ -122,8 +122,14 @@ class Gate(BaseModel):
     @property
     def limits(self) -> list[tuple[str, float]]:
         """What is asked for, by key."""
-        values = ((key, getattr(self, key)) for key in LIMITS)
-        return [(key, float(value)) for key, value in values if value is not None]
+        values = {
+            "min": self.min,
+            "max": self.max,
+            "max_increase": self.max_increase,
+            "min_increase": self.min_increase,
+            "max_drop": self.max_drop,
+        }
+        return [(key, value) for key, value in values.items() if value is not None]
 
     def faults(self, row: Comparison) -> list[str]:
         """Return what a measurement before and after does not fulfil: what was measured, and what was asked for."""
@@ -145,9 +151,6 @@ class Gate(BaseModel):
                 fault = _change_fault(row, key, limit, before, after)
                 said += [fault] if fault else []
         return said
-
-
-LIMITS = ("min", "max", "max_increase", "min_increase", "max_drop")
 
 
 def _change_fault(row: Comparison, key: str, limit: float, before: float, after: float) -> str:
