@@ -113,7 +113,7 @@ class Rendering:
 
     @property
     def measuring(self) -> Rendering:
-        """The rendering of tasks: whole answers, whatever is trained on, so that runs can be held against each other."""
+        """The rendering of tasks: whole answers, whatever is trained on, so that runs can be compared."""
         recipe = self.recipe.model_copy(update={"train_on": "assistant"})
         return replace(self, recipe=recipe, max_length=max(self.longest, self.max_length))
 
