@@ -509,7 +509,7 @@ def test_an_endpoint_that_is_opened_is_closed_with_the_judge(tmp_path: Path) -> 
     with serving(JudgeServer(longer_wins)) as server:
         endpoint = Endpoint(Address(server.url, "judge"))
         Judge(endpoint, "judge", 0.0, Journal(None)).close()
-        assert endpoint._client.is_closed
+        assert endpoint._wire._client.is_closed
 
 
 # ---------------------------------------------------------------------- answers of a model

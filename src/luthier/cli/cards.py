@@ -129,7 +129,9 @@ def _fields(component: type[Component], language: str, translated: Mapping[str, 
     return tuple(
         FieldCard(
             name=name,
-            default=_recipe_value(component.model_fields[name].get_default(call_default_factory=True)),
+            default=_TYPES[language]["required"]
+            if component.model_fields[name].is_required()
+            else _recipe_value(component.model_fields[name].get_default(call_default_factory=True)),
             values=_values(properties[name], _TYPES[language]),
             advice=" ".join(translated.get(name, component.model_fields[name].description or "").split()),
         )
@@ -147,6 +149,7 @@ _TYPES = {
         "array": "list",
         "mapping": "mapping",
         "or": " or ",
+        "required": "required",
     },
     "zh": {
         "integer": "整数",
@@ -156,6 +159,7 @@ _TYPES = {
         "array": "列表",
         "mapping": "映射",
         "or": "或",
+        "required": "必填",
     },
 }
 _BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
@@ -229,7 +233,8 @@ _ENGLISH = {
     "example": "A recipe",
     "objectives": "Objectives",
     "objectives_lead": "Towards what a model is trained. One word of the recipe: `objective: dpo`. "
-    "What rows look like for each: [data](data.md).",
+    "What rows look like for each: [data](data.md). How a vLLM server writes the answers of `grpo`, `rloo` and `ppo`: "
+    "[vllm](vllm.md).",
     "index": "Methods",
     "index_lead": "What is trained. To change the method, change one word of the recipe: `method: lora`.",
     "index_header": "| method | what moves | share | when |",
@@ -250,7 +255,8 @@ _CHINESE = {
     "header": "| 键 | 默认值 | 取值 | 作用 |",
     "example": "配方示例",
     "objectives": "训练目标",
-    "objectives_lead": "朝什么方向训练。配方中的一个词：`objective: dpo`。每种目标需要的数据格式见 [data](data.md)。",
+    "objectives_lead": "朝什么方向训练。配方中的一个词：`objective: dpo`。每种目标需要的数据格式见 [data](data.md)。"
+    "如何让 vLLM 服务器为 `grpo`、`rloo`、`ppo` 写回答：[vllm](vllm.zh-CN.md)。",
     "index": "微调方法",
     "index_lead": "训练什么。要换方法，只需改配方中的一个词：`method: lora`。",
     "index_header": "| 方法 | 训练什么 | 占比 | 何时使用 |",

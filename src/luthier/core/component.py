@@ -30,6 +30,7 @@ class StageFacts:
     """What a component may know of the stage around it when it is asked for `problems`.
 
     `model_config` is the model's config.json as a mapping; empty where it cannot be known before loading (a hub id).
+    `unservable` says why a server of LoRA adapters cannot be given what the method trains.
     """
 
     method: Component
@@ -41,6 +42,7 @@ class StageFacts:
     data_form: str = "conversation"
     keeps_features: bool = False
     gradient_checkpointing: bool = False
+    unservable: str = ""
 
 
 class Component(BaseModel):

@@ -109,6 +109,11 @@ class Method(Component):
         return False
 
     @property
+    def unservable(self) -> str:
+        """Why a server of LoRA adapters, such as vLLM, cannot be given what is trained; empty where it can."""
+        return f"{self.title} is no LoRA adapter, and weights are not sent"
+
+    @property
     def changes_architecture(self) -> bool:
         """Whether the model becomes one of another class, with another config and other tensors."""
         return False

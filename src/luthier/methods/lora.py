@@ -155,6 +155,19 @@ class Lora(Method):
         )
         return [Problem(what, where, remedy) for is_wrong, what, where, remedy in rules if is_wrong]
 
+    @property
+    def unservable(self) -> str:
+        """Why vLLM cannot be given the adapter: it refuses some parts of one, and reads others as if they were not."""
+        lacks = (
+            (self.dora, "dora: it has no DoRA"),
+            (bool(self.modules_to_save), "modules_to_save: it takes no modules that were trained in full"),
+            (bool(self.new_tokens), "new_tokens: it takes no rows of the embedding"),
+            (bool(self.rank_pattern or self.alpha_pattern), "rank_pattern, alpha_pattern: it takes one scale for all"),
+            (bool(self.target_parameters), "target_parameters: fused experts have another form there"),
+            (self.init == "loftq", "init: loftq, which belongs to a base in few bits"),
+        )
+        return "; ".join(why for holds, why in lacks if holds)
+
     def choose(self, probe: Probe) -> Self:
         if not any(isinstance(token, str) for token in self.new_tokens):
             return self

@@ -30,8 +30,8 @@ from luthier.objectives.rollouts import (
     group_advantages,
     k3,
     kept_answers,
-    probe_problems,
     rewards_of,
+    rollout_problems,
     sums,
     with_numbers,
     without,
@@ -80,6 +80,9 @@ class Grpo(Objective):
     max_kl: float | None = Field(default=2.0, gt=0)
     """Stop the run when the model has moved this far from its start (mean KL of a token in nats). If beta is
     0 it is measured on a quarter of the prompts; null measures nothing then."""
+    vllm: str | None = None
+    """The address of a running vLLM server that writes the answers, such as http://127.0.0.1:8000/v1; it is given the
+    adapter before each set of answers. Without it Luthier's own engine writes them. For method lora."""
 
     title: ClassVar[str] = "Group relative policy optimisation"
     summary: ClassVar[str] = "Raise what a reward finds better among several answers to the same prompt."
@@ -100,6 +103,7 @@ class Grpo(Objective):
         "iterations": "每批回答上做多少次优化器更新。",
         "mask_truncated": "不从被截断的回答中学习；它们的奖励仍参与比较。",
         "max_kl": "模型离起点太远时停止（每词元平均 KL，单位 nat）。若 beta 为 0，只在四分之一的提示上测量；null 则完全不测量。",
+        "vllm": "由一台正在运行的 vLLM 服务器写回答，填其地址，例如 http://127.0.0.1:8000/v1；每批回答之前都会把当前适配器交给它。不填则由 Luthier 自己的引擎生成。用于方法 lora。",
     }
     example: ClassVar[dict[str, object]] = {
         "reward": {"kind": "regex", "pattern": "friend|happy|smile"},
@@ -110,7 +114,7 @@ class Grpo(Objective):
     learning_rate_factor: ClassVar[float] = 0.1
 
     def problems(self, facts: StageFacts) -> list[Problem]:
-        return probe_problems(facts)
+        return rollout_problems(facts, self.vllm)
 
     @property
     def drawing(self) -> Drawing:

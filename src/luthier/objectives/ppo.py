@@ -31,7 +31,7 @@ from luthier.objectives.rollouts import (
     clipped,
     generalised_advantages,
     in_equal_parts,
-    probe_problems,
+    rollout_problems,
     whitened,
 )
 from luthier.rewards.base import AnyReward
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from luthier.core.batch import Batch, Example
     from luthier.models.loaded import LoadedModel
 
+GAMMA = 1.0
+"""The discount: an answer is worth the same to each of its tokens, however long it is."""
 KL_GAIN = 0.1
 """How fast an adapted KL coefficient follows, as in Ziegler et al."""
 KL_STEP = 0.2
@@ -73,8 +75,6 @@ class Ppo(Objective):
     """How far the critic may move in one set of answers before it stops counting; null lets it go anywhere."""
     value_weight: float = Field(default=0.1, ge=0)
     """How much the critic's error counts beside the policy."""
-    gamma: float = Field(default=1.0, gt=0, le=1)
-    """How much a reward that comes one token later is worth."""
     gae_lambda: float = Field(default=0.95, ge=0, le=1)
     """Between trusting the critic (0) and what was really given (1)."""
     entropy_weight: float = Field(default=0.0, ge=0)
@@ -85,6 +85,9 @@ class Ppo(Objective):
     """What an answer loses that had to stop before it ended (missing_eos_penalty of others)."""
     max_kl: float | None = Field(default=2.0, gt=0)
     """Stop the run when the model has moved this far from its start (mean KL of a token in nats)."""
+    vllm: str | None = None
+    """The address of a running vLLM server that writes the answers, such as http://127.0.0.1:8000/v1; it is given the
+    adapter before each set of answers. Without it Luthier's own engine writes them. For method lora."""
 
     title: ClassVar[str] = "Proximal policy optimisation"
     summary: ClassVar[str] = "Reinforcement learning with a critic, a clipped step and a KL penalty."
@@ -102,12 +105,12 @@ class Ppo(Objective):
         "epsilon": "在同一批回答上，词元概率最多可变动的比例，超过便不再计入。",
         "epsilon_value": "在同一批回答上，评论家最多可变动多少；null 不限制。",
         "value_weight": "评论家的误差相对于策略算多少。",
-        "gamma": "晚一个词元得到的奖励打几折。",
         "gae_lambda": "在相信评论家（0）与相信实际所得（1）之间。",
         "entropy_weight": "奖励策略保持不确定，使回答多样；要多看一遍 logits。",
         "whiten_rewards": "把每批回答的奖励化为方差 1。优势总是如此处理。",
         "missing_end_penalty": "未结束就被截断的回答扣多少分（其他工具的 missing_eos_penalty）。",
         "max_kl": "模型离起点太远时停止（每词元平均 KL，单位 nat）。",
+        "vllm": "由一台正在运行的 vLLM 服务器写回答，填其地址，例如 http://127.0.0.1:8000/v1；每批回答之前都会把当前适配器交给它。不填则由 Luthier 自己的引擎生成。用于方法 lora。",
     }
     example: ClassVar[dict[str, object]] = {
         "reward": {"kind": "regex", "pattern": "friend|happy|smile"},
@@ -118,7 +121,7 @@ class Ppo(Objective):
     learning_rate_factor: ClassVar[float] = 0.1
 
     def problems(self, facts: StageFacts) -> list[Problem]:
-        found = probe_problems(facts)
+        found = rollout_problems(facts, self.vllm)
         if self.minibatches > facts.batch_size:
             what = (
                 f"minibatches is {self.minibatches}, more than the {facts.batch_size} answers of a step (batch_size)."
@@ -176,7 +179,7 @@ class Ppo(Objective):
         if self.whiten_rewards:
             earned = np.split(whitened(np.concatenate(earned), shift=False), borders)
         values = [group.example.token_extras["values"].astype(np.float64) for group in groups]
-        advantages = [generalised_advantages(r, v, self.gamma, self.gae_lambda) for r, v in zip(earned, values)]
+        advantages = [generalised_advantages(r, v, GAMMA, self.gae_lambda) for r, v in zip(earned, values)]
         returns = [a + v for a, v in zip(advantages, values)]
         examples = []
         white = np.split(whitened(np.concatenate(advantages)), borders)

@@ -16,8 +16,9 @@ import numpy as np
 
 from luthier.core.batch import Example
 from luthier.core.component import StageFacts
-from luthier.core.errors import Problem
+from luthier.core.errors import Problem, UserError
 from luthier.rewards.base import Reward
+from luthier.rewards.judging.wire import server_url
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -69,6 +70,7 @@ class Online(Protocol):
 
     reward: Reward
     temperature: float
+    vllm: str | None
 
     @property
     def drawing(self) -> Drawing:
@@ -111,12 +113,22 @@ class Online(Protocol):
         ...
 
 
-def probe_problems(facts: StageFacts) -> list[Problem]:
-    """Return what is wrong with a method that asks for gradients before there is an answer to learn from."""
-    if facts.method.model_dump().get("select") is None:
-        return []
-    what = "select looks at gradients before training, and there are none before the model has answered."
-    return [Problem(what, "method.select", "name the blocks: method.blocks or method.last")]
+def rollout_problems(facts: StageFacts, vllm: str | None) -> list[Problem]:
+    """Return what is wrong with a method that has to be trained on answers, or handed to a server that writes them."""
+    found = []
+    if facts.method.model_dump().get("select") is not None:
+        what = "select looks at gradients before training, and there are none before the model has answered."
+        found.append(Problem(what, "method.select", "name the blocks: method.blocks or method.last"))
+    if vllm is None:
+        return found
+    try:
+        server_url(vllm, "", "objective.vllm")
+    except UserError as error:
+        found += error.problems
+    if facts.unservable:
+        what = f"vLLM cannot be given what is trained: {facts.unservable}."
+        found.append(Problem(what, "objective.vllm", "use method: lora, or remove vllm: our own engine then writes"))
+    return found
 
 
 # ---------------------------------------------------------------------- advantages

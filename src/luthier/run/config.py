@@ -371,6 +371,7 @@ class Recipe(BaseModel):
             data_form=self.objective.data_form,
             keeps_features=self.method.keeps_features,
             gradient_checkpointing=self.gradient_checkpointing,
+            unservable=self.method.unservable,
         )
         found = []
         components: list[tuple[str, Component]] = [

@@ -55,6 +55,10 @@ _ONE_DEVICE = _nothing("remove it: this version trains on one device")
 _ATTENTION = _nothing("remove it: packed attention is exact on every machine and needs no setting")
 _IN_OBJECTIVE = "write it in the long form of the objective: objective: {{kind: dpo, {key}: …}}"
 _ROLLOUTS = "write it in the long form of the objective: objective: {{kind: grpo, {key}: …}}"
+_VLLM = (
+    "start vLLM's server beside the run and write its address in the long form of the objective: "
+    "objective: {kind: grpo, vllm: http://127.0.0.1:8000/v1, …}"
+)
 _OBJECTIVES = "write `objective: sft` (answers), `objective: lm` (raw text), or dpo, kto, orpo, reward, ppo, grpo"
 _CHECKPOINTING = Foreign(
     "gradient_checkpointing", "write `gradient_checkpointing: true`; every model uses the non-reentrant form"
@@ -220,6 +224,12 @@ FOREIGN_NAMES: dict[str, Foreign] = {
     "num_mini_batches": Foreign("objective.minibatches", "write `objective: {kind: ppo, minibatches: …}`"),
     "max_completion_length": Foreign("objective.max_new_tokens", _ROLLOUTS.format(key="max_new_tokens")),
     "response_length": Foreign("objective.max_new_tokens", _ROLLOUTS.format(key="max_new_tokens")),
+    "use_vllm": Foreign("objective.vllm", _VLLM),
+    "vllm_mode": Foreign("objective.vllm", _VLLM),
+    "vllm_server_base_url": Foreign("objective.vllm", _ROLLOUTS.format(key="vllm")),
+    "vllm_server_host": Foreign("objective.vllm", _VLLM),
+    "vllm_server_port": Foreign("objective.vllm", _VLLM),
+    "lam": Foreign("objective.gae_lambda", "write `objective: {kind: ppo, gae_lambda: …}`"),
     "reward_funcs": Foreign("objective.reward", _ROLLOUTS.format(key="reward")),
     "reward_model": Foreign("objective.reward", "write `objective: {kind: ppo, reward: {kind: model, path: …}}`"),
     "scale_rewards": Foreign("objective.scale_rewards", _ROLLOUTS.format(key="scale_rewards")),

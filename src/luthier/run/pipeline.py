@@ -23,6 +23,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from luthier.core.errors import Problem, RecipeError, did_you_mean
+from luthier.objectives.rollouts import Online
 from luthier.run.config import Recipe, parse_draft
 from luthier.run.draft import REFERENCE, Draft, override
 from luthier.run.examine import Examined, examine
@@ -248,6 +249,10 @@ def _handing_on(pipeline: Pipeline, stage: PlannedStage, examined: Examined) -> 
     if stage.keys.adapter == "continue" and before.method != recipe.method:
         what = f'adapter: continue goes on with the method of "{earlier.name}", and this stage has another.'
         problems.append(Problem(what, place, "use the same method with the same settings, or adapter: merge"))
+    if stage.keys.adapter == "stack" and isinstance(recipe.objective, Online) and recipe.objective.vllm:
+        what = "A vLLM server has the base alone, and adapter: stack leaves an adapter between it and the new one."
+        remedy = "use adapter: merge, and serve the folder model/ of the stage before"
+        problems.append(Problem(what, place, remedy))
     if stage.keys.adapter != "continue" and before.method.unmergeable:
         what = f"What {before.method.title} trains cannot be folded into the model."
         problems.append(Problem(what, place, "use adapter: continue with the same method, or start: base"))

@@ -68,7 +68,7 @@ def _run_stage(
     data = render_stage(rendering, found, run, screen)
     asking = open_asking(recipe, folder, data.asked)
     if asking is not None:
-        opened.callback(asking.scorer.close)
+        opened.callback(asking.close)
     found.release_rows()
     several = data.classes is not None and data.classes.is_multi
     model = load_for(recipe, rendering.tokenizer, name_classes(recipe, folder, data), several)

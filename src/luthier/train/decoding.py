@@ -125,12 +125,15 @@ class Answer:
             top_p, top_k and suppressed tokens left out is not redistributed. None where nobody counted.
         entropies: (N,) float32, of the distributions that were drawn from, before top_p and top_k.
         is_truncated: it had to stop before it ended.
+        claimed: (N,) float32 log-probabilities that another engine gave, which wrote the answer; NaN where it gave
+            none. They are compared with ours, and never learnt from.
     """
 
     tokens: np.ndarray
     logps: np.ndarray | None
     entropies: np.ndarray | None
     is_truncated: bool
+    claimed: np.ndarray | None = None
 
 
 def decodes(model: LoadedModel) -> bool:

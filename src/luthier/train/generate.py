@@ -76,7 +76,7 @@ def sample(
     nothing = np.zeros(0, dtype=np.float32)
     answers = [[Answer(nothing.astype(np.int32), nothing, nothing, True)] * count for _ in prompts]
     stops = stop_tokens(model)
-    prompts = [p if len(p) else _beginning(model) for p in prompts]
+    prompts = askable(model, prompts)
     with model.evaluating(), model.computing():
         for rows, room in _batches([len(p) for p in prompts], sampling.max_new_tokens, model.context_length, count):
             asked = [prompts[r] for r in rows]
@@ -89,6 +89,11 @@ def sample(
             for row, found in zip(rows, new):
                 answers[row] = found
     return answers
+
+
+def askable(model: LoadedModel, prompts: Sequence[Sequence[int]]) -> list[Sequence[int]]:
+    """Return the prompts with something to go on from in each."""
+    return [prompt if len(prompt) else _beginning(model) for prompt in prompts]
 
 
 def _beginning(model: LoadedModel) -> list[int]:

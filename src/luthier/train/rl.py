@@ -13,7 +13,7 @@ import numpy as np
 
 from luthier.core.errors import Failure
 from luthier.objectives.rollouts import Online
-from luthier.train.rollout import Prompt, collect
+from luthier.train.rollout import Prompt, Writer, collect, written_here
 
 if TYPE_CHECKING:
     from luthier.core.batch import Example
@@ -28,8 +28,13 @@ class KLRunawayError(Failure):
     """The model has moved too far from its start for its answers to be trusted."""
 
 
-def iterate(engine: Engine, scorer: Scorer, prompts: Sequence[Prompt]) -> dict[str, float]:
+def iterate(
+    engine: Engine, scorer: Scorer, prompts: Sequence[Prompt], write: Writer = written_here
+) -> dict[str, float]:
     """Run one iteration, which makes `objective.updates` optimizer steps, and return its metrics.
+
+    Args:
+        write: who writes the answers.
 
     Raises:
         KLRunawayError: the KL is beyond the objective's limit; the weights have not changed since it was measured.
@@ -39,7 +44,7 @@ def iterate(engine: Engine, scorer: Scorer, prompts: Sequence[Prompt]) -> dict[s
     objective = engine.objective
     assert isinstance(objective, Online)
     seed = rollout_seed(engine.settings.seed, engine.step)
-    rollout = collect(engine, objective, scorer, prompts, seed)
+    rollout = collect(engine, objective, scorer, prompts, seed, write)
     _require_bounded(objective, rollout.metrics, engine.step)
     examples, told = objective.learn(rollout.groups, engine.objective_state)
     limit = objective.drawing.max_new_tokens
@@ -57,11 +62,13 @@ def iterate(engine: Engine, scorer: Scorer, prompts: Sequence[Prompt]) -> dict[s
     return {**merged, **rollout.metrics, **told}
 
 
-def measure_rollouts(engine: Engine, scorer: Scorer, prompts: Sequence[Prompt]) -> dict[str, float]:
+def measure_rollouts(
+    engine: Engine, scorer: Scorer, prompts: Sequence[Prompt], write: Writer = written_here
+) -> dict[str, float]:
     """Return the metrics of answers to prompts, the same draws each time; nothing is trained."""
     objective = engine.objective
     assert isinstance(objective, Online)
-    return collect(engine, objective, scorer, prompts, rollout_seed(engine.settings.seed, -1)).metrics
+    return collect(engine, objective, scorer, prompts, rollout_seed(engine.settings.seed, -1), write).metrics
 
 
 def rollout_seed(seed: int, step: int) -> int:

@@ -5,7 +5,7 @@ A function of weights, prompts and seed alone, so that a resumed run makes the s
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -25,8 +25,14 @@ if TYPE_CHECKING:
     from luthier.train.engine import Engine
 
 
+Writer = Callable[["Engine", Sequence[Sequence[int]], int, Sampling], list[list["Answer"]]]
+"""Who writes the answers: of an engine, prompts, and how many answers to each, the answers."""
+
 SPOT_CHECK = 4
 """Where the start is only looked at, one prompt in so many is: their order is random, so the estimate is unbiased."""
+LARGEST_GAP = 0.3
+"""Nats by which two engines may differ over a token on average: kernels and 16 bits make some hundredths of it, another
+model or an adapter without effect far more."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,8 @@ class Rollout:
         groups: the prompts with their answers.
         texts: of each prompt its answers, as the reward saw them.
         metrics: reward, reward_std, response_length, truncated, entropy, and kl where the start is looked at. kl is
-            the mean of a token's k3, in nats.
+            the mean of a token's k3, in nats. gap where another engine wrote: by how much its log-probability of a
+            token differs from ours, in nats.
     """
 
     groups: list[Group]
@@ -53,17 +60,31 @@ class Rollout:
     metrics: dict[str, float]
 
 
-def collect(engine: Engine, objective: Online, scorer: Scorer, prompts: Sequence[Prompt], seed: int) -> Rollout:
+def written_here(
+    engine: Engine, prompts: Sequence[Sequence[int]], count: int, sampling: Sampling
+) -> list[list[Answer]]:
+    """Return answers that our own engine writes."""
+    return sample(engine.model, prompts, count, sampling)
+
+
+def collect(
+    engine: Engine,
+    objective: Online,
+    scorer: Scorer,
+    prompts: Sequence[Prompt],
+    seed: int,
+    write: Writer = written_here,
+) -> Rollout:
     """Let the model answer each prompt `objective.answers` times, and score the answers.
 
     Raises:
-        Failure: a prompt leaves no room for a single token.
+        Failure: a prompt leaves no room for a single token, or another engine writes as another model would.
         UserError: the reward cannot score an answer.
     """
     model: CausalModel = engine.model  # type: ignore[assignment]
     how = objective.drawing
     sampling = Sampling(how.max_new_tokens, how.temperature, how.top_p, seed)
-    answers = sample(model, [prompt.tokens.tolist() for prompt in prompts], objective.answers, sampling)
+    answers = write(engine, [prompt.tokens.tolist() for prompt in prompts], objective.answers, sampling)
     for prompt, found in zip(prompts, answers):
         if not all(len(answer.tokens) for answer in found):
             raise Failure(f"{prompt.asked.source}: the prompt fills the model's context, so it has no answer.")
@@ -85,6 +106,8 @@ def collect(engine: Engine, objective: Online, scorer: Scorer, prompts: Sequence
     }
     if objective.compares_with_start:
         metrics["kl"] = _kl(examples)
+    if any(answer.claimed is not None for answer in flat):
+        metrics |= _gap(engine, objective, examples, answers)
     return Rollout(groups, texts, metrics)
 
 
@@ -156,6 +179,34 @@ def _predicted(
             parts = {n: np.split(v.float().cpu().numpy(), borders) for n, v in columns.items() if v is not None}
             told += [{name: values[index] for name, values in parts.items()} for index in range(len(group))]
     return told
+
+
+def _gap(
+    engine: Engine, objective: Online, examples: Sequence[Example], answers: Sequence[Sequence[Answer]]
+) -> dict[str, float]:
+    """Return by how much another engine's log-probabilities differ from ours on some prompts, if it told any there.
+
+    Servers tell them as the model has them, or at the temperature that was drawn at; which, they do not say.
+
+    Raises:
+        Failure: by more than one model's can.
+    """
+    some = slice(-(-len(examples) // SPOT_CHECK))
+    claimed = np.concatenate([_joined([answer.claimed for answer in found]) for found in answers[some]])
+    ours = [np.concatenate([example.token_extras["old"] for example in examples[some]])]
+    if objective.temperature != 1.0:
+        ours.append(np.concatenate([told["old"] for told in _predicted(engine, examples[some], 1.0)]))
+    is_known = np.isfinite(claimed)
+    if not is_known.any():
+        return {}
+    gap = min(float(np.abs(claimed - own)[is_known].mean()) for own in ours)
+    if gap > LARGEST_GAP:
+        raise Failure(
+            "The answers were written by another model than the one in training: its log-probabilities are "
+            f"{gap:.2g} nats per token away from ours (at most {LARGEST_GAP}). Serve the base that the recipe names, "
+            "unquantised, by a vLLM that applies the adapter it is given (--enable-lora). The last checkpoint is good."
+        )
+    return {"gap": gap}
 
 
 def _kl(examples: Sequence[Example]) -> float:
