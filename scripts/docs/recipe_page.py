@@ -17,7 +17,15 @@ from luthier.regularizers.base import Regularizer
 from luthier.run.schema import FAMILIES, recipe_schema
 
 COMMAND = "python scripts/docs/write.py"
-PARTS = {"model": "ModelSpec", "data": "DataSpec", "evaluate": "EvalTask", "forgetting": "Forgetting", "gate": "Gate"}
+PARTS = {
+    "model": "ModelSpec",
+    "data": "DataSpec",
+    "data[]": "DataSet",
+    "mix": "Mix",
+    "evaluate": "EvalTask",
+    "forgetting": "Forgetting",
+    "gate": "Gate",
+}
 _REF = "#/$defs/"
 _BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 _LARGE = 2**31
@@ -56,6 +64,8 @@ ENGLISH = Words(
     parts={
         "model": "`model` in its long form",
         "data": "`data` and `eval_data` in their long form",
+        "data[]": "One of several data sets",
+        "mix": "`mix`",
         "evaluate": "A task of `evaluate`",
         "forgetting": "`forgetting` in its long form",
         "gate": "A condition of `gate`",
@@ -73,6 +83,7 @@ ENGLISH = Words(
         "object": "mapping",
         "component": "{kinds}; or a mapping with `kind`",
         "part": "text, or a mapping with `path`",
+        "Mix": "a mapping with `temperature`, `max_examples`",
         "EvalTask": "mappings with `name`, `data`, `metric`",
         "Forgetting": "text, a list, or a mapping with `data`",
         "GeneralSet": "texts, or mappings with `path`",
@@ -94,6 +105,8 @@ CHINESE = Words(
     parts={
         "model": "`model` 的长写法",
         "data": "`data` 与 `eval_data` 的长写法",
+        "data[]": "多个数据集中的一个",
+        "mix": "`mix`",
         "evaluate": "`evaluate` 中的一项任务",
         "forgetting": "`forgetting` 的长写法",
         "gate": "`gate` 中的一个条件",
@@ -111,6 +124,7 @@ CHINESE = Words(
         "object": "映射",
         "component": "{kinds}；或带 `kind` 的映射",
         "part": "文本，或带 `path` 的映射",
+        "Mix": "带 `temperature`、`max_examples` 的映射",
         "EvalTask": "带 `name`、`data`、`metric` 的映射",
         "Forgetting": "文本、列表，或带 `data` 的映射",
         "GeneralSet": "文本，或带 `path` 的映射",
@@ -143,6 +157,8 @@ def described() -> dict[str, dict[str, Schema]]:
     for part, name in PARTS.items():
         whole = definitions[name]
         found[part] = (whole["anyOf"][1] if "anyOf" in whole else whole)["properties"]
+    shared = found["data"]  # what one of several sets takes as well stands in the table before
+    found["data[]"] = {name: field for name, field in found["data[]"].items() if name not in shared}  # type: ignore[operator]
     for family in FAMILIES:
         for kind in kinds(family):
             fields = definitions[f"{family}.{kind}"]["properties"]
@@ -203,7 +219,7 @@ def _values(schema: Schema, words: Words) -> str:
         return words.types.get(name, words.types["part"])
     if "const" in schema:
         return f"`{schema['const']}`"
-    fixed, choices, items = schema.get("enum"), schema.get("anyOf"), schema.get("items")
+    fixed, choices, items = schema.get("enum"), schema.get("anyOf", schema.get("oneOf")), schema.get("items")
     if isinstance(fixed, list):
         return ", ".join(f"`{value}`" for value in fixed)
     if isinstance(choices, list):

@@ -18,6 +18,7 @@ from luthier.cli.main import _verbs, app
 from luthier.core.component import kinds
 from luthier.data.formats import SHAPES
 from luthier.data.load import load_records
+from luthier.data.mixture import DataSet, Mix
 from luthier.data.spec import DataSpec
 from luthier.run.config import EvalTask, ModelSpec, Recipe, parse_recipe
 from luthier.run.draft import read_draft
@@ -123,7 +124,7 @@ def test_a_recipe_on_a_page_parses(block: Block, tmp_path: Path) -> None:
 
 
 def test_pages_mention_no_key_that_does_not_exist() -> None:
-    parts = [Recipe, ModelSpec, DataSpec, EvalTask, StageKeys, Gate, Forgetting, GeneralSet]
+    parts = [Recipe, ModelSpec, DataSpec, DataSet, Mix, EvalTask, StageKeys, Gate, Forgetting, GeneralSet]
     parts += [cls for family in FAMILIES for cls in kinds(family).values()]
     known = {name for part in parts for name in part.model_fields}
     # Not keys of a recipe: fields of a data row, a tensor's shape.

@@ -8,11 +8,10 @@ from pathlib import Path
 
 from luthier.cli.messages import print_json, show_problems, stdout
 from luthier.core.errors import Problem, UserError
-from luthier.data.stream import Stream
 from luthier.run.config import Recipe
 from luthier.run.draft import read_draft
 from luthier.run.examine import Examined, examine, longest_sequence
-from luthier.run.general_rows import own_rows
+from luthier.run.mixing import shares_of, stream_of
 from luthier.run.numbers import byte_size, count, setting
 from luthier.run.pipeline import examine_pipeline, has_stages, read_pipeline
 
@@ -76,7 +75,8 @@ def summarize(recipe: Recipe, found: Examined) -> dict[str, object]:
     """Return what would be trained, and every value that the recipe leaves to Luthier."""
     assert found.data is not None
     settled = recipe.resolved()
-    stream = Stream(len(found.train_records), own_rows(recipe), recipe.seed)
+    sizes = [len(part.train) for part in found.sets]
+    stream = stream_of(recipe, sizes)
     # Long texts are cut into pieces, and how many is known only when they are tokens.
     counts_rows = recipe.objective.data_form != "text"
     steps = stream.total_steps(recipe.epochs, recipe.step_limit) if counts_rows or recipe.step_limit else None
@@ -94,12 +94,24 @@ def summarize(recipe: Recipe, found: Examined) -> dict[str, object]:
         "method": recipe.method.model_dump(mode="json"),
         "objective": recipe.objective.model_dump(mode="json"),
         "data": {
-            "path": recipe.data.path,
+            "path": recipe.data_name,
             "format": found.data.format,
             "why": found.data.why,
             "rows": len(found.data),
             "held_out_rows": len(found.held_records),
             "files": [str(path) for path in found.data.files],
+            "sets": [
+                {
+                    "name": part.name,
+                    "path": spec.path,
+                    "format": part.records.format,
+                    "rows": len(part.records),
+                    "held_out_rows": len(part.held),
+                    # Of texts that are cut into pieces, the share is by pieces, and these are not known yet.
+                    "share": share if counts_rows else None,
+                }
+                for part, spec, share in zip(found.sets, recipe.data_sets, shares_of(recipe, sizes))
+            ],
         },
         "derived": {
             "learning_rate": settled.learning_rate,
@@ -123,15 +135,22 @@ def _lines(summary: dict) -> list[tuple[str, str]]:
         about = f"{model['path']}: {model['architecture']}, {size}{stored}"
     held_out = f", {data['held_out_rows']:,} held out" if data["held_out_rows"] else ""
     steps = derived["steps_at_most"]
+    sets = data["sets"] if len(data["sets"]) > 1 else []
+    mixed = [("", f"{s['name']}: {s['rows']:,} rows{_share(s['share'])}, read as {s['format']}") for s in sets]
     return [
         ("model", about),
         ("method", _component(summary["method"])),
         ("objective", _component(summary["objective"])),
         ("data", f"{data['rows']:,} rows of {data['path']}{held_out}, read as {data['format']} ({data['why']})"),
+        *mixed,
         ("steps", f"{steps:,}" if steps is not None else "as many as the texts have pieces of max_length"),
         ("learning rate", setting(derived["learning_rate"])),
         ("max length", f"{derived['max_length']:,} tokens"),
     ]
+
+
+def _share(share: float | None) -> str:
+    return f", {share:.1%} of every step" if share is not None else ""
 
 
 def _component(fields: dict[str, object]) -> str:

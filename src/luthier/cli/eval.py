@@ -6,12 +6,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 from luthier.cli.messages import print_json, stdout
 from luthier.core.errors import DataError, Problem, UserError
 from luthier.core.rundir import RunDir
 from luthier.data.labelled import LabelledRenderer, Numbers, fit_classes
+from luthier.data.load import Objective as Purpose
 from luthier.data.load import has_documents, load_records
 from luthier.data.reasoning import stripped
 from luthier.data.records import Preference, Rated, Record
@@ -186,12 +187,12 @@ def _given(target: str, data: Path, limit: int | None) -> _Rows:
     problems = [] if is_run(target) else inspect_model(target)[1]
     labels = None if problems else target_labels(target)
     objective = None if problems else judging_objective(target)
-    form = "lm" if labels is None else "regress" if len(labels) == 1 else "classify"
+    form: Purpose = "lm" if labels is None else "regress" if len(labels) == 1 else "classify"
     try:
         spec = _spec(target, data, limit)
         # Of a policy the loss on plain answers can be measured too; a reward model has nothing to say of them.
         if objective is not None and (objective.head == "value" or fits(spec, objective)):
-            form = objective.data_form
+            form = cast("Purpose", objective.data_form)  # pairs or ratings, which are called the same there
         records = load_records(spec, objective=form)
     except UserError as error:
         raise (UserError if problems else type(error))(*problems, *error.problems) from error
@@ -216,5 +217,5 @@ def _held_out(target: str, limit: int | None) -> _Rows:
         raise DataError(Problem("The run held no rows out to measure on.", str(run.path), remedy))
     check_fingerprint(found, run)
     source = found.eval_data or found.data
-    name = recipe.eval_data.path if recipe.eval_data is not None else f"the rows held out of {recipe.data.path}"
+    name = recipe.eval_data.path if recipe.eval_data is not None else f"the rows held out of {recipe.data_name}"
     return _Rows(found.held_records[:limit], name, source.format)

@@ -16,7 +16,15 @@ from luthier.methods.base import Method
 from luthier.run.config import ModelSpec, Recipe
 
 _SECTIONS = {
-    "What is trained, towards what, on what": ("model", "method", "objective", "data", "train_on", "reasoning"),
+    "What is trained, towards what, on what": (
+        "model",
+        "method",
+        "objective",
+        "data",
+        "mix",
+        "train_on",
+        "reasoning",
+    ),
     "How long a sequence may be": ("max_length", "on_overlong", "packing"),
     "How long, how fast": (
         "epochs",

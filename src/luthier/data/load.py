@@ -18,6 +18,7 @@ from luthier.data.problems import ProblemLog
 from luthier.data.readers import Row
 from luthier.data.records import Record, Text
 from luthier.data.spec import DataSpec, resolve_path
+from luthier.data.views import joined
 
 Item = TypeVar("Item")
 Objective = Literal["sft", "lm", "classify", "regress", "preference", "rated", "prompt"]
@@ -39,7 +40,7 @@ class Records:
         counts: rows, and what was accepted or left unused.
     """
 
-    records: tuple[Record, ...]
+    records: Sequence[Record]
     format: str
     why: str
     problems: tuple[Problem, ...]
@@ -149,6 +150,26 @@ def _records(reading: _Reading, source: sources.Source, spec: DataSpec) -> Recor
         why,
         tuple(reading.log.all_warnings()),
         source.files,
+        counts,
+    )
+
+
+def merged(parts: Sequence[Records]) -> Records:
+    """Return several sets as one."""
+    if len(parts) == 1:
+        return parts[0]
+    counts: dict[str, int | list[str]] = {}
+    for key in dict.fromkeys(key for part in parts for key in part.counts):
+        values = [part.counts[key] for part in parts if key in part.counts]
+        numbers = [value for value in values if isinstance(value, int)]
+        said = [line for value in values if isinstance(value, list) for line in value]
+        counts[key] = sum(numbers) if numbers else said
+    return Records(
+        joined([part.records for part in parts]),
+        ", ".join(dict.fromkeys(part.format for part in parts)),
+        "; ".join(dict.fromkeys(part.why for part in parts)),
+        tuple(problem for part in parts for problem in part.problems),
+        tuple(file for part in parts for file in part.files),
         counts,
     )
 

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 
 from luthier.core.errors import RecipeError
 from luthier.core.rundir import StageDir, write_atomic, write_json
-from luthier.data.store import ExampleStore
-from luthier.data.stream import Stream
+from luthier.data.stream import Steps
 from luthier.models.files import ModelFacts, local_folder
 from luthier.models.load import load_config, load_tokenizer
 from luthier.models.shapes import count_parameters
@@ -19,7 +18,8 @@ from luthier.run.allowance import steps_for_tokens, warmup_of
 from luthier.run.begin import go_on_from
 from luthier.run.datasets import Rendering, StageData
 from luthier.run.examine import Examined, longest_sequence, misfits
-from luthier.run.general_rows import own_rows, replayed, restraints_of, summary
+from luthier.run.general_rows import replayed, restraints_of, summary
+from luthier.run.mixing import mixed_in_words, stream_of
 from luthier.run.online import updates_of
 from luthier.run.opened import with_chosen_method
 from luthier.run.screen import Screen
@@ -75,8 +75,7 @@ def keep_reference(recipe: Recipe, folder: StageDir, data: StageData, model: Loa
     if not recipe.objective.needs_reference:
         return 0.0
     started_cpu = time.process_time()
-    stores = [part for part in (data.train, data.held_out) if isinstance(part, ExampleStore)]
-    count = keep_reference_logps(model, stores, folder.reference, model.fingerprint, _cut(recipe, model))
+    count = keep_reference_logps(model, data.stores, folder.reference, model.fingerprint, _cut(recipe, model))
     screen.fact("reference", f"log-probabilities of {count:,} answers under the model at the start, computed once")
     return time.process_time() - started_cpu
 
@@ -98,7 +97,7 @@ def choose_method(recipe: Recipe, folder: StageDir, data: StageData, model: Load
     """Return the recipe with its method as decided from the data; decided once, and read back by a resumed run."""
     if folder.method.is_file():
         return with_chosen_method(recipe, folder.method)
-    stream = Stream(len(data.train), own_rows(recipe), recipe.seed)
+    stream = stream_of(recipe, data.sizes)
     rows = [data.train[int(i)] for step in range(min(PROBE_STEPS, stream.steps_per_epoch)) for i in stream.rows(step)]
     probe = StageProbe(model, recipe.objective, rows, recipe.batch_size, _cut(recipe, model))
     method = recipe.method.choose(probe)
@@ -109,7 +108,7 @@ def choose_method(recipe: Recipe, folder: StageDir, data: StageData, model: Load
 def assemble(recipe: Recipe, folder: StageDir, screen: Screen, data: StageData, model: LoadedModel) -> StageRun:
     import torch
 
-    stream = Stream(len(data.train), own_rows(recipe), recipe.seed)
+    stream = stream_of(recipe, data.sizes)
     updates = updates_of(recipe.objective)
     total = _total_steps(recipe, stream, data)
     torch.manual_seed(recipe.seed)
@@ -145,6 +144,9 @@ def assemble(recipe: Recipe, folder: StageDir, screen: Screen, data: StageData, 
     )
     if data.general:
         data.summary["general"] = summary(recipe, data.general, total)
+    mixed = mixed_in_words(recipe, stream, total // updates)
+    if mixed:
+        screen.fact("mixture", mixed)
     if recipe.method.in_words():
         screen.fact("chosen", recipe.method.in_words())
     moved, whole = count_parameters(model.module, only_trained=True), count_parameters(model.module)
@@ -161,7 +163,7 @@ def assemble(recipe: Recipe, folder: StageDir, screen: Screen, data: StageData, 
     return StageRun(recipe, folder, screen, data, model, engine, stream)
 
 
-def _total_steps(recipe: Recipe, stream: Stream, data: StageData) -> int:
+def _total_steps(recipe: Recipe, stream: Steps, data: StageData) -> int:
     """Return the optimizer steps of the run; where seconds are counted, a first guess of one epoch."""
     updates, allowed = updates_of(recipe.objective), recipe.allowance
     if allowed is not None and allowed.unit == "tokens":
@@ -172,7 +174,7 @@ def _total_steps(recipe: Recipe, stream: Stream, data: StageData) -> int:
     return stream.total_steps(epochs, batches) * updates
 
 
-def _step_sizes(recipe: Recipe, stream: Stream, data: StageData) -> Iterator[int]:
+def _step_sizes(recipe: Recipe, stream: Steps, data: StageData) -> Iterator[int]:
     """Yield the tokens of one step after the other, without an end."""
     for step in itertools.count():
         own = sum(len(data.train[int(row)]) for row in stream.rows(step))

@@ -30,6 +30,7 @@ from pydantic_core import PydanticCustomError
 from luthier.core.component import Component, StageFacts, component_class, kinds
 from luthier.core.errors import Problem, RecipeError
 from luthier.core.rundir import RunDir, final_checkpoint, last_stage
+from luthier.data.mixture import Data, DataSet, Mix
 from luthier.data.spec import DataSpec
 from luthier.data.templates import TEMPLATES
 from luthier.methods.base import Method
@@ -140,14 +141,19 @@ class Recipe(BaseModel):
     )
     """Towards what: sft learns the answers of conversations, lm continues raw text, classify learns labels."""
 
-    data: DataSpec
-    """The rows to train on: a file, a folder, or starter:NAME."""
+    data: Data
+    """The rows to train on: a file, a folder, or starter:NAME; or a list of these, [{path: a.jsonl, weight: 3}, …]."""
+
+    mix: Mix | None = None
+    """How several data sets are mixed: {temperature: 2, max_examples: 100000}. Without it, and without weights, each is
+    drawn from in proportion to its size."""
 
     eval_data: DataSpec | None = None
     """Rows that are never trained on, to measure the loss during training."""
 
     eval_fraction: float = Field(default=0, ge=0, lt=1)
-    """Set this share of the rows aside for measuring, if there is no eval_data. The seed decides which."""
+    """Set this share of the rows aside for measuring, of each set if there are several, if there is no eval_data. The
+    seed decides which."""
 
     train_on: Literal["assistant", "all", "last"] = "assistant"
     """Which words of a conversation are learnt: every answer, everything, or the last answer only."""
@@ -299,6 +305,16 @@ class Recipe(BaseModel):
         return self._draft.path.stem if self._draft and self._draft.path else "recipe"
 
     @property
+    def data_sets(self) -> tuple[DataSpec, ...]:
+        """The sets of rows to train on, one or several."""
+        return self.data if isinstance(self.data, tuple) else (self.data,)
+
+    @property
+    def data_name(self) -> str:
+        """What stands under data, in short."""
+        return ", ".join(spec.path for spec in self.data_sets)
+
+    @property
     def has_eval_data(self) -> bool:
         """Whether some rows are held out to measure the loss on."""
         return self.eval_data is not None or self.eval_fraction > 0
@@ -329,7 +345,9 @@ class Recipe(BaseModel):
         draft = self._draft or Draft({})
         update: dict[str, object] = {
             "model": locate_part(self.model, draft, ("model",)),
-            "data": locate_part(self.data, draft, ("data",)),
+            "data": tuple(locate_part(spec, draft, ("data", index)) for index, spec in enumerate(self.data))
+            if isinstance(self.data, tuple)
+            else locate_part(self.data, draft, ("data",)),
             "method": self.method.located(lambda path: _saved(draft.locate(("method",), path))),
             "objective": self.objective.located(lambda path: draft.locate(("objective",), path)),
             "evaluate": tuple(
@@ -433,12 +451,25 @@ def parse_draft(draft: Draft) -> tuple[Recipe | None, list[Problem]]:
     return (None if broken or any(p.severity == "error" for p in problems) else recipe), problems
 
 
-def parse_part(draft: Draft, key: Literal["model", "data", "eval_data"]) -> ModelSpec | DataSpec | None:
+def parse_part(draft: Draft, key: Literal["model", "eval_data"]) -> ModelSpec | DataSpec | None:
     """Return one part of a recipe if that part is right, though others may not be."""
     try:
         return (ModelSpec if key == "model" else DataSpec).model_validate(draft.values.get(key))
     except ValidationError:
         return None
+
+
+def parse_sets(draft: Draft) -> list[tuple[KeyPath, DataSpec | None]]:
+    """Return the sets under `data` with their keys; None for one that is wrong."""
+    named = draft.values.get("data")
+    found: list[tuple[KeyPath, DataSpec | None]] = []
+    for index, value in enumerate(named if isinstance(named, list | tuple) else [named]):
+        key: KeyPath = ("data", index) if isinstance(named, list | tuple) else ("data",)
+        try:
+            found.append((key, (DataSet if len(key) > 1 else DataSpec).model_validate(value)))
+        except ValidationError:
+            found.append((key, None))
+    return found
 
 
 def locate_part(part: Part, draft: Draft, key: KeyPath) -> Part:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from luthier.core.errors import Problem
+from luthier.data.mixture import DataSet, names_of
 from luthier.run.limits import unmeasured
 
 if TYPE_CHECKING:
@@ -90,6 +91,13 @@ _RULES = (
         "max_steps says how long to train",
         "keep one of epochs and max_steps",
     ),
+    EffectRule(
+        "mix",
+        ("data",),
+        lambda r: len(r.data_sets) > 1,
+        "there is but one data set",
+        "remove it, or write several: data: [a.jsonl, b.jsonl]",
+    ),
     EffectRule("warmup_steps", ("schedule",), _warms_up, _OWN_RISE, _NO_WARMUP),
     EffectRule("warmup_ratio", ("schedule",), _warms_up, _OWN_RISE, _NO_WARMUP),
     EffectRule(
@@ -158,6 +166,7 @@ def _contradictions(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], Problem]]
     if recipe.reasoning == "hidden" and recipe.train_on == "all" and _trains_replies(recipe):
         what = "train_on: all learns every word, and reasoning: hidden leaves some out."
         yield ("train_on", "reasoning"), Problem(what, recipe.place("reasoning"), "use train_on: assistant")
+    yield from _mixture(recipe)
     held = [part.model_dump()["kind"] for part in recipe.regularizers]
     for index, kind in enumerate(held):
         if kind in held[:index] and kind != "replay":
@@ -196,3 +205,19 @@ def _limits(recipe: Recipe, tasks: list[str]) -> Iterator[tuple[tuple[str, ...],
             what = f'gate: "{gate.task}" is not measured in this run.'
             place = recipe.place(f"gate.{index}.task")
             yield ("gate", "forgetting", "evaluate", *_HELD_OUT), Problem(what, place, remedy)
+
+
+def _mixture(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], Problem]]:
+    sets = recipe.data_sets
+    for index, name in enumerate(names_of(sets)):
+        if name in names_of(sets)[:index]:
+            what = f'data: the name "{name}" is used twice, so one set would hide the other.'
+            yield ("data",), Problem(what, recipe.place(f"data.{index}.name"), "give each set its own name")
+        if sets[index] in sets[:index]:
+            what = f"data: {sets[index].path} stands there twice."
+            remedy = "name it once, with a weight if it is to count more"
+            yield ("data",), Problem(what, recipe.place(f"data.{index}"), remedy)
+    for index, spec in enumerate(sets):
+        if isinstance(spec, DataSet) and spec.weight is not None and len(sets) == 1:
+            what = f"data.{index}.weight has no effect: there is but one data set."
+            yield ("data",), Problem(what, recipe.place(f"data.{index}.weight"), "remove it, or add another set")

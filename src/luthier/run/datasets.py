@@ -27,18 +27,20 @@ from luthier.data.records import (
     conversation,
     prompt_of,
 )
+from luthier.data.store import ExampleStore
+from luthier.data.views import joined
 from luthier.objectives.base import DataForm
 from luthier.objectives.classify import Classify
 from luthier.objectives.rollouts import Online
 from luthier.run.examine import Examined
 from luthier.run.general_rows import GeneralRows, render_general
+from luthier.run.mixing import ExampleSet, merged_counts, render_sets, set_summaries
 from luthier.run.screen import Screen
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from luthier.data.render import Rendered
-    from luthier.data.store import ExampleStore
+    from luthier.data.render import Counts, Rendered
     from luthier.run.config import Recipe
 
 HISTOGRAM_BARS = 24
@@ -69,6 +71,8 @@ class StageData:
     """Everything a stage trains and measures on.
 
     Attributes:
+        train, held_out: of all sets together.
+        sets: the sets that are trained on, one or several.
         summary: what report.json says of the data.
         warnings: what the user was told about them.
         classes: what the rows are told apart by, for a classifier.
@@ -89,6 +93,25 @@ class StageData:
     asked: dict[str, Asked] = field(default_factory=dict)
     general: list[GeneralRows] = field(default_factory=list)
     watched: list[Task] = field(default_factory=list)
+    sets: list[ExampleSet] = field(default_factory=list)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Sequences to train on, of each set."""
+        return [len(part.train) for part in self.sets]
+
+    @property
+    def held_sets(self) -> dict[str, Sequence[Example]]:
+        """What is held out of each set by its name, where several hold something out."""
+        parts = {part.name: part.held for part in self.sets if len(part.held)}
+        return parts if len(parts) > 1 else {}
+
+    @property
+    def stores(self) -> list[ExampleStore]:
+        """All stores of `train` and `held_out`."""
+        held = [self.held_out, *(part.held for part in self.sets)]
+        kept = {id(part): part for part in held if isinstance(part, ExampleStore)}
+        return [*(part.train for part in self.sets), *kept.values()]
 
 
 @dataclass(frozen=True)
@@ -162,7 +185,9 @@ def announce(recipe: Recipe, found: Examined, run: RunDir, screen: Screen) -> No
     assert found.data is not None
     check_fingerprint(found, run)
     records = found.data
-    screen.fact("data", f"{len(records):,} rows of {recipe.data.path}, read as {records.format} ({records.why})")
+    for part, spec in zip(found.sets, recipe.data_sets):
+        rows, called = part.records, f" ({part.name})" if len(found.sets) > 1 else ""
+        screen.fact("data", f"{len(rows):,} rows of {spec.path}{called}, read as {rows.format} ({rows.why})")
     if found.held_records:
         source = recipe.eval_data.path if recipe.eval_data is not None else "set aside from them"
         screen.fact("held out", f"{len(found.held_records):,} rows, {source}")
@@ -190,10 +215,14 @@ def render_stage(rendering: Rendering, found: Examined, run: RunDir, screen: Scr
     chosen_template = [settled] if settled and tokenizer.chat_template else []
     for note in chosen_template:
         screen.note(note)
-    rendered = rendering.render(found.train_records, form, trains=True)
-    data = StageData(rendered.store, classes=found.classes, numbers=found.numbers)
-    if found.held_records:
+    sets, rendered = zip(*render_sets(rendering, found.sets))
+    counts = merged_counts([part.name for part in sets], rendered)
+    data = StageData(joined([part.train for part in sets]), classes=found.classes, numbers=found.numbers)
+    data.sets = list(sets)
+    if found.eval_data is not None:
         data.held_out = rendering.render(found.held_records, form).store
+    elif found.held_records:
+        data.held_out = joined([part.held for part in sets])
     if form == "prompt":
         asked = (r for r in (*found.train_records, *found.held_records) if isinstance(r, Asked))
         data.asked = {record.source: record for record in asked}
@@ -210,18 +239,32 @@ def render_stage(rendering: Rendering, found: Examined, run: RunDir, screen: Scr
         examples = rendering.render(chosen, plain if recipe.objective.head == "tokens" else form).store
         data.watched.append(Task(name, "loss", examples, ()))
         screen.fact("not to forget", f"{name}: the loss on {len(examples):,} sequences")
-    shown = _to_show(found.held_records or found.train_records, data.held_out or data.train, recipe.samples)
+    shown = _shown(found, data, recipe.samples)
     data.samples = [Sample(r, prompt_text(r), _class_name(r, found.classes) or answer_of(r) or _rest(r)) for r in shown]
-    data.summary = _summary(found, rendered)
-    notes = _strings(rendered.counts["notes"])
+    data.summary = _summary(found, counts, np.concatenate([part.train.lengths for part in sets]))
+    if len(sets) > 1:
+        data.summary["sets"] = set_summaries(found.sets, rendered)
+    notes = _strings(counts["notes"])
     data.warnings = [*chosen_template, *(_one_line(problem) for problem in found.warnings), *notes]
     _say_counts(data.summary, notes, screen)
     names = found.classes.names if found.classes is not None else ()
     endings = _ENDINGS.get(form, ())
-    page = preview_html(rendered.store, tokenizer, recipe.data.path, rendered.counts, classes=names, endings=endings)
+    page = preview_html(data.train, tokenizer, recipe.data_name, counts, classes=names, endings=endings)
     write_atomic(run.examples_page, page)
     screen.fact("preview", f"{run.examples_page} shows token by token what is trained on")
     return data
+
+
+def _shown(found: Examined, data: StageData, count: int) -> Sequence[Record]:
+    """Return the rows whose answers are shown: held-out ones where there are any, and of several sets some of each."""
+    if found.eval_data is not None or len(found.sets) == 1:
+        return _to_show(found.held_records or found.train_records, data.held_out or data.train, count)
+    share, more = divmod(count, len(found.sets))
+    return [
+        record
+        for index, (part, examples) in enumerate(zip(found.sets, data.sets))
+        for record in _to_show(part.held or part.train, examples.held or examples.train, share + (index < more))
+    ]
 
 
 def _to_show(records: Sequence[Record], examples: Sequence[Example], count: int) -> Sequence[Record]:
@@ -260,9 +303,8 @@ def check_fingerprint(found: Examined, run: RunDir) -> None:
         )
 
 
-def histogram(store: ExampleStore) -> dict[str, list[float]]:
+def histogram(lengths: np.ndarray) -> dict[str, list[float]]:
     """Return how many sequences have which length: bars between edges, in tokens."""
-    lengths = store.lengths
     low, high = int(lengths.min()), int(lengths.max()) + 1
     counts, edges = np.histogram(lengths, bins=min(HISTOGRAM_BARS, high - low), range=(low, high))
     return {"edges": [round(float(e), 2) for e in edges], "counts": [int(c) for c in counts]}
@@ -291,10 +333,10 @@ def _rest(record: Record) -> str:
     return record.text[:300] if isinstance(record, Text) else ""
 
 
-def _summary(found: Examined, rendered: Rendered) -> dict[str, object]:
+def _summary(found: Examined, said: Counts, lengths: np.ndarray) -> dict[str, object]:
     """Return what report.json says of the data: rows read = rows to train on + rows held out of them."""
     assert found.data is not None
-    counts = {key: value for key, value in rendered.counts.items() if key != "notes"}
+    counts = {key: value for key, value in said.items() if key != "notes"}
     return {
         "files": [str(f) for f in found.data.files],
         "format": found.data.format,
@@ -302,7 +344,7 @@ def _summary(found: Examined, rendered: Rendered) -> dict[str, object]:
         "rows": len(found.data),
         "train_rows": len(found.train_records),
         "held_out_rows": len(found.held_records),
-        "lengths": histogram(rendered.store),
+        "lengths": histogram(lengths),
         **({"numbers": asdict(found.numbers)} if found.numbers is not None else {}),
         **({"classes": dict(zip(found.classes.names, found.classes.counts))} if found.classes is not None else {}),
     }

@@ -13,18 +13,21 @@ from typing import Literal, cast
 from luthier.core.component import kinds
 from luthier.core.errors import DataError, MissingExtra, ModelError, Problem, RecipeError, UserError, did_you_mean
 from luthier.data.labelled import Classes, Numbers, find_classes, find_numbers, unknown_labels
-from luthier.data.load import Records, load_records, split
+from luthier.data.load import Records, load_records, merged, split
+from luthier.data.mixture import names_of
 from luthier.data.reasoning import has_reasoning, stripped
 from luthier.data.records import Asked, Conversation, Preference, Rated, Record, turns_of
 from luthier.data.spec import DataSpec
 from luthier.data.templates import TEMPLATES
+from luthier.data.views import joined
 from luthier.models.files import ModelFacts, inspect_model
 from luthier.objectives.base import Objective
 from luthier.objectives.classify import Classify
 from luthier.objectives.regress import Regress
 from luthier.objectives.rollouts import Online
-from luthier.run.config import EvalTask, ModelSpec, Recipe, locate_part, parse_draft, parse_part
+from luthier.run.config import EvalTask, ModelSpec, Recipe, locate_part, parse_draft, parse_part, parse_sets
 from luthier.run.draft import Draft
+from luthier.run.mixing import RecordSet
 from luthier.run.yaml_lines import KeyPath
 from luthier.train.hooks.trackers import require_trackers
 
@@ -43,6 +46,7 @@ class Examined:
         recipe_problems, model_problems, data_problems: by where they come from; warnings among them.
         model: what the model's folder says.
         data, eval_data: the rows that the recipe names.
+        sets: the rows to train on by their sets, one or several; what follows is of all of them together.
         train_records, held_records: those trained on, and those set aside.
         tasks: the recipe's measurements with their rows.
         general: rows of other data, with the place of the regularizer that reads them.
@@ -58,6 +62,7 @@ class Examined:
     model: ModelFacts = field(default_factory=lambda: ModelFacts(None))
     data: Records | None = None
     eval_data: Records | None = None
+    sets: list[RecordSet] = field(default_factory=list)
     train_records: Sequence[Record] = ()
     held_records: Sequence[Record] = ()
     tasks: list[tuple[EvalTask, Records]] = field(default_factory=list)
@@ -100,6 +105,7 @@ class Examined:
         self.train_records = self.held_records = ()
         self.tasks = []
         self.general, self.watched = [], []
+        self.sets = []
         self.data = replace(self.data, records=()) if self.data is not None else None
         self.eval_data = replace(self.eval_data, records=()) if self.eval_data is not None else None
 
@@ -116,7 +122,7 @@ def examine(draft: Draft) -> Examined:
         )
         found.recipe_problems += _missing_template(named, draft)
     form = _data_form(draft, recipe)
-    found.data = _read(parse_part(draft, "data"), ("data",), draft, form, found)
+    _read_sets(draft, form, found)
     found.eval_data = _read(parse_part(draft, "eval_data"), ("eval_data",), draft, form, found)
     if recipe is not None:
         for index, task in enumerate(recipe.evaluate):
@@ -216,6 +222,17 @@ def _read(spec: object, key: KeyPath, draft: Draft, form: DataForm, found: Exami
     return _without_reasoning(records) if draft.values.get("reasoning") == "stripped" else records
 
 
+def _read_sets(draft: Draft, form: DataForm, found: Examined) -> None:
+    """Read every set under `data`, so that what is wrong in any of them is told at once."""
+    named = parse_sets(draft)
+    parts = [_read(spec, key, draft, form, found) for key, spec in named]
+    good = [part for part in parts if part is not None]
+    if good and len(good) == len(parts):
+        names = names_of([spec for _, spec in named if spec is not None])
+        found.sets = [RecordSet(name, part) for name, part in zip(names, good)]
+        found.data = merged(good)
+
+
 def _without_reasoning(records: Records) -> Records:
     """Return the rows with their answers alone, and say in how many there was more."""
     count = sum(map(has_reasoning, records.records))
@@ -253,10 +270,15 @@ def _placed(problem: Problem, key: KeyPath, draft: Draft) -> Problem:
 def _split(recipe: Recipe, found: Examined) -> None:
     if found.data is None:
         return
-    try:
-        found.train_records, found.held_records = split(found.data.records, recipe.eval_fraction, recipe.seed)
-    except DataError as error:
-        found.data_problems += [replace(p, where=recipe.place("eval_fraction")) for p in error.problems]
+    for part in found.sets:
+        try:
+            part.train, part.held = split(part.records.records, recipe.eval_fraction, recipe.seed)
+        except DataError as error:
+            called = f"{part.name}: " if len(found.sets) > 1 else ""
+            place = recipe.place("eval_fraction")
+            found.data_problems += [replace(p, what=called + p.what, where=place) for p in error.problems]
+    found.train_records = joined([part.train for part in found.sets])
+    found.held_records = joined([part.held for part in found.sets])
     if found.eval_data is not None:
         found.held_records = found.eval_data.records
 

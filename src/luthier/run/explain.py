@@ -9,6 +9,7 @@ from pydantic import BaseModel, ValidationError
 
 from luthier.core.component import Component, kinds
 from luthier.core.errors import Problem, did_you_mean
+from luthier.data.mixture import DataSet
 from luthier.run.draft import Draft
 from luthier.run.fields import choices, describe, field_at, is_optional, item_annotation
 from luthier.run.foreign_names import FOREIGN_NAMES
@@ -68,7 +69,7 @@ def _written_path(detail: ErrorDetails, values: object) -> KeyPath:
         elif isinstance(values, (list, tuple)) and isinstance(part, int) and part < len(values):
             values = values[part]
         elif not (is_missing and isinstance(values, str)):
-            break
+            continue
         path = (*path, part)
     return path
 
@@ -105,6 +106,11 @@ class _Explainer:
                 return what, self._example()
             case "string_too_short" | "too_short":
                 return f"{self.label} is empty.", self._example()
+            case "string_pattern_mismatch":
+                what = (
+                    f"{self.label} is {show(detail['input'])}; it has to be one word of letters, digits, -, _ and dots."
+                )
+                return what, self._example()
             case "value_error" | "assertion_error":
                 return f"{self.label}: {detail['msg'].partition(', ')[2] or detail['msg']}", ""
         return self._wrong_type(detail)
@@ -164,6 +170,8 @@ class _Explainer:
 
     def _home_of(self, key: str) -> str:
         """Return where a key belongs that is a field of some part of the recipe."""
+        if self.path[0] == "data" and key in DataSet.model_fields:
+            return f"it is for one of several sets: write `data: [{{path: …, {key}: …}}, …]`"
         for family in _FAMILIES:
             value = self.draft.values.get(family)
             chosen = value.get("kind") if isinstance(value, Mapping) else value

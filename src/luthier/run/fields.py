@@ -64,7 +64,7 @@ def describe(annotation: object) -> str:
             parts.append(
                 f"text or a mapping with {', '.join(required)}"
                 if required == ["path"]
-                else f"a mapping with {', '.join(required)}"
+                else f"a mapping with {', '.join(required or kind.model_fields)}"
             )
         else:
             parts.append(_WORDS.get(origin or kind, "a value"))  # type: ignore[arg-type]
@@ -98,12 +98,17 @@ def field_at(
     """Return the class that owns the key at `path` and the key's field; None for what does not exist."""
     owner: type[BaseModel] | None = root
     info: FieldInfo | None = None
+    is_item = False
     for depth, part in enumerate(path):
         if isinstance(part, int):
+            is_item = True
             values = values[part] if isinstance(values, (list, tuple)) and part < len(values) else None
         elif owner is not None and (depth == 0 or info is not None):
             if depth and info is not None:
-                owner = model_in(info.annotation, values, str(path[0]))
+                # Where one or several may stand, an item of the list is what the list holds.
+                annotation = item_annotation(info.annotation) if is_item else info.annotation
+                owner = model_in(annotation, values, str(path[0]))
+                is_item = False
             info = owner.model_fields.get(part) if owner is not None else info
             values = values.get(part) if isinstance(values, Mapping) else None
     return owner, info

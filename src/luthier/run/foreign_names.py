@@ -96,7 +96,11 @@ _TEACHER = Foreign("objective.teacher", "write `objective: {kind: distill, teach
 _EPOCHS = _same("epochs")
 _RATE = _same("learning_rate")
 _MODEL = _same("model")
-_DATA = Foreign("data", "write `data: FILE-OR-FOLDER`")
+_DATA = Foreign(
+    "data", "write `data: FILE-OR-FOLDER`; several are a list, `data: [a.jsonl, {path: b.jsonl, weight: 2}]`"
+)
+_SHARES = Foreign("data", "write a weight beside each set: `data: [{path: a.jsonl, weight: 0.7}, …]`")
+_WHEN_OVER = _nothing("remove it: an epoch has as many sequences as all sets together; a small set begins again")
 _HELD_OUT = Foreign(
     "eval_fraction", "write the share of the rows, e.g. `eval_fraction: 0.1`; or name rows with eval_data"
 )
@@ -262,6 +266,13 @@ FOREIGN_NAMES: dict[str, Foreign] = {
     "train_file": _DATA,
     "train_data": _DATA,
     "train_dataset": _DATA,
+    "interleave_probs": _SHARES,
+    "dataset_weights": _SHARES,
+    "dataset_mixer": _SHARES,
+    "probabilities": _SHARES,
+    "mix_strategy": _WHEN_OVER,
+    "stopping_strategy": _WHEN_OVER,
+    "mixing_temperature": Foreign("mix", "write `mix: {temperature: {value}}`"),
     "dataset_dir": Foreign("data", "write the file's path in `data`"),
     "dataset_format": _DATA_FORMAT,
     "data_format": _DATA_FORMAT,

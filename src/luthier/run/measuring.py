@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
+from luthier.core.batch import Example
 from luthier.core.rundir import StageDir, write_atomic, write_json
 from luthier.evaluate.classes import class_scores, predict_texts
 from luthier.evaluate.measure import Score, answer, exact_match, held_out_loss
@@ -31,50 +32,60 @@ def measured_before(stage: StageRun) -> tuple[dict[str, dict], list[dict[str, st
 
 
 def measure(stage: StageRun) -> tuple[dict[str, dict], list[str]]:
-    """Return every measure by name, and the sample answers."""
-    scores, answers = _measure(stage)
-    return {**scores, **general_scores(stage)}, answers
+    """Return every measure by name, and the sample answers. Where several sets hold rows out, each has its own."""
+    data, scores = stage.data, {}
+    if data.held_out:
+        scores |= _held_out_scores(stage, data.held_out)
+    for name, examples in data.held_sets.items():
+        scores |= {f"{key} ({name})": score for key, score in _held_out_scores(stage, examples).items()}
+    rest, answers = _rest(stage)
+    return {**scores, **rest, **general_scores(stage)}, answers
 
 
-def _measure(stage: StageRun) -> tuple[dict[str, dict], list[str]]:
+def _held_out_scores(stage: StageRun, examples: Sequence[Example]) -> dict[str, dict]:
+    """Return what is measured on held-out rows: the loss, and what the objective's kind of rows tells besides."""
+    model, cut = stage.model, stage.engine.cut
+    if stage.data.classes is not None:
+        found = class_scores(model, examples, cut)
+    elif stage.data.numbers is not None:
+        found = number_scores(model, examples, cut)
+    elif stage.recipe.objective.data_form in ("preference", "rated"):
+        return _judged_scores(stage, "held-out", examples)
+    elif stage.asking is not None:
+        return stage.asking.scores(stage.engine, examples)
+    else:
+        return {HELD_OUT: held_out_loss(model, examples, cut).as_dict()}
+    return {f"held-out {name}": score.as_dict() for name, score in found.items()}
+
+
+def _judged_scores(stage: StageRun, name: str, examples: Sequence[Example]) -> dict[str, dict]:
+    """Return how often the better answer wins."""
+    measured, _ = stage.engine.measure(examples)
+    found = preference_scores(measured, len(examples))
+    if stage.recipe.objective.head == "value":
+        error = calibration_error(reward_differences(stage.model, examples, stage.engine.cut))
+        found["calibration error"] = Score("calibration_error", error, len(examples))
+    return {f"{name} {metric}": score.as_dict() for metric, score in found.items()}
+
+
+def _rest(stage: StageRun) -> tuple[dict[str, dict], list[str]]:
+    """Return the tasks' measures, and what the model says of the samples."""
     if stage.data.classes is not None:
         return _measure_classes(stage)
     if stage.data.numbers is not None:
         return _measure_numbers(stage)
-    if stage.recipe.objective.data_form in ("preference", "rated"):
-        return _measure_preferences(stage)
-    if stage.asking is not None:
-        scores = stage.asking.scores(stage.engine, stage.data.held_out) if stage.data.held_out else {}
-        rest, answers = _measure_language(stage, held_out=False)
-        return {**scores, **rest}, answers
+    data, model = stage.data, stage.model
+    if stage.recipe.objective.data_form in ("preference", "rated") and stage.recipe.objective.head == "value":
+        scores: dict[str, dict] = {}
+        for task in data.tasks:
+            scores |= _judged_scores(stage, task.name, task.examples)
+        return scores, reward_texts(model, (data.held_out or data.train)[: len(data.samples)])
     return _measure_language(stage)
 
 
-def _measure_preferences(stage: StageRun) -> tuple[dict[str, dict], list[str]]:
-    """Return how often the better answer wins on held-out rows and tasks, and what the model says of the samples."""
-    engine, data, model = stage.engine, stage.data, stage.model
-    scores_numbers = stage.recipe.objective.head == "value"
-    parts = {"held-out": data.held_out} if data.held_out else {}
-    parts |= {task.name: task.examples for task in data.tasks if scores_numbers}
+def _measure_language(stage: StageRun) -> tuple[dict[str, dict], list[str]]:
+    """Return the tasks, and answers to the samples."""
     scores: dict[str, dict] = {}
-    for name, examples in parts.items():
-        measured, _ = engine.measure(examples)
-        found = preference_scores(measured, len(examples))
-        if scores_numbers:
-            error = calibration_error(reward_differences(model, examples, engine.cut))
-            found["calibration error"] = Score("calibration_error", error, len(examples))
-        scores |= {f"{name} {metric}": score.as_dict() for metric, score in found.items()}
-    if scores_numbers:
-        return scores, reward_texts(model, (data.held_out or data.train)[: len(data.samples)])
-    rest, answers = _measure_language(stage, held_out=False)
-    return {**scores, **rest}, answers
-
-
-def _measure_language(stage: StageRun, held_out: bool = True) -> tuple[dict[str, dict], list[str]]:
-    """Return the loss on held-out rows, the tasks, and answers to the samples."""
-    scores: dict[str, dict] = {}
-    if stage.data.held_out and held_out:
-        scores[HELD_OUT] = held_out_loss(stage.model, stage.data.held_out, stage.engine.cut).as_dict()
     for task in stage.data.tasks:
         if task.metric == "loss":
             score = held_out_loss(stage.model, task.examples, stage.engine.cut)
@@ -86,12 +97,9 @@ def _measure_language(stage: StageRun, held_out: bool = True) -> tuple[dict[str,
 
 
 def _measure_numbers(stage: StageRun) -> tuple[dict[str, dict], list[str]]:
-    """Return errors and correlations on the held-out rows, the tasks' squared errors, and what samples are given."""
+    """Return the tasks' squared errors, and what samples are given."""
     model, data, cut = stage.model, stage.data, stage.engine.cut
     scores: dict[str, dict] = {}
-    if data.held_out:
-        found = number_scores(model, data.held_out, cut)
-        scores |= {f"held-out {name}": score.as_dict() for name, score in found.items()}
     for task in data.tasks:
         scores[task.name] = number_scores(model, task.examples, cut)["MSE"].as_dict()
     shown = [sample.record for sample in data.samples]
@@ -99,12 +107,9 @@ def _measure_numbers(stage: StageRun) -> tuple[dict[str, dict], list[str]]:
 
 
 def _measure_classes(stage: StageRun) -> tuple[dict[str, dict], list[str]]:
-    """Return loss, accuracy and macro-F1 on the held-out rows, the tasks, and the classes of the samples."""
+    """Return the tasks, and the classes of the samples."""
     scores: dict[str, dict] = {}
     model, data = stage.model, stage.data
-    if data.held_out:
-        for name, score in class_scores(model, data.held_out, stage.engine.cut).items():
-            scores[f"held-out {name}"] = score.as_dict()
     for task in data.tasks:
         scores[task.name] = class_scores(model, task.examples, stage.engine.cut)[task.metric].as_dict()
     names = data.classes.names if data.classes is not None else ()

@@ -15,7 +15,7 @@ def recipe_schema() -> dict[str, object]:
     """Return the schema: each component one of its kinds, as a word or as a mapping with `kind`."""
     schema = Recipe.model_json_schema(ref_template="#/$defs/{model}")
     definitions = schema.setdefault("$defs", {})
-    for name in ("ModelSpec", "DataSpec"):
+    for name in ("ModelSpec", "DataSpec", "DataSet"):
         definitions[name] = {
             "title": name,
             "anyOf": [{"type": "string", "minLength": 1}, definitions[name]],

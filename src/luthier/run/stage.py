@@ -29,6 +29,7 @@ from luthier.run.datasets import announce, render_stage
 from luthier.run.examine import Examined
 from luthier.run.forgetting import forgetting_part
 from luthier.run.measuring import measure, measured_before, write_samples
+from luthier.run.mixing import note_draws
 from luthier.run.online import open_asking
 from luthier.run.opened import load_for
 from luthier.run.overfitting import overfitting_part, warnings_of
@@ -118,6 +119,7 @@ def _report(stage: StageRun, outcome: Audit, results: dict[str, dict], chosen: s
     if outcome.frozen_changed:
         stage.screen.note(f"FREEZE AUDIT FAILED: {', '.join(outcome.frozen_changed[:5])} changed although frozen.")
     forgetting, overfitting = forgetting_part(stage, results, chosen), overfitting_part(stage)
+    note_draws(stage.data.summary, stage.stream, stage.engine.step // stage.updates)
     return {
         "trainable_parameters": count_parameters(module, only_trained=True),
         "total_parameters": count_parameters(module),

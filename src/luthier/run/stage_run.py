@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from luthier.core.rundir import StageDir
-from luthier.data.stream import Stream
+from luthier.data.stream import Steps
 from luthier.run.datasets import StageData
 from luthier.run.online import Asking, updates_of
 from luthier.run.screen import Screen
@@ -62,7 +62,7 @@ class StageRun:
     data: StageData
     model: LoadedModel
     engine: Engine
-    stream: Stream
+    stream: Steps
     progress: Progress = field(default_factory=Progress)
     trackers: list[Tracker] = field(default_factory=list)
     events: list[str] = field(default_factory=list)

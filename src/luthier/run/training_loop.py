@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
+from luthier.core.batch import Example
 from luthier.core.errors import Interrupted
 from luthier.core.rundir import RunDir
 from luthier.run.allowance import estimate_steps
@@ -97,16 +98,31 @@ def _measured_now(stage: StageRun) -> dict[str, float]:
     row: dict[str, float] = {}
     target: float | None = None
     if stage.data.held_out:
-        if stage.asking is not None:
-            measured = stage.asking.measure(stage.engine, stage.data.held_out)
-        else:
-            measured = stage.engine.measure(stage.data.held_out)[0]
+        measured = _measured_held_out(stage)
         row = {f"eval_{name}": value for name, value in measured.items()}
         if "loss" in measured:
             row |= note_gap(stage, measured["loss"])
         target = measured["loss"] if "loss" in measured else -measured["reward"]
         _note_evaluation(stage, target)
     return row | watch(stage, target)
+
+
+def _measured_held_out(stage: StageRun) -> dict[str, float]:
+    """Return the means over all held-out rows, and where several sets hold rows out those of each."""
+    parts = {name: _measured(stage, examples) for name, examples in stage.data.held_sets.items()}
+    if not parts:
+        return _measured(stage, stage.data.held_out)[0]
+    whole = sum(count for _, count in parts.values())
+    keys = dict.fromkeys(key for found, _ in parts.values() for key in found)
+    means = {key: sum(found.get(key, 0.0) * count for found, count in parts.values()) / whole for key in keys}
+    return means | {f"{key}_{name}": value for name, (found, _) in parts.items() for key, value in found.items()}
+
+
+def _measured(stage: StageRun, examples: Sequence[Example]) -> tuple[dict[str, float], float]:
+    """Return the means over some held-out rows, and what they count."""
+    if stage.asking is not None:
+        return stage.asking.measure(stage.engine, examples), len(examples)
+    return stage.engine.measure(examples)
 
 
 def _note_evaluation(stage: StageRun, loss: float) -> None:
