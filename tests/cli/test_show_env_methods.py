@@ -109,7 +109,8 @@ def test_the_list_says_what_moves_its_share_when_what_it_costs_and_its_paper(cap
 def test_the_list_and_a_card_speak_chinese_where_asked_or_where_the_terminal_does(capsys, monkeypatch):
     methods.run(lang="zh")
     asked = capsys.readouterr().out
-    assert "方法：训练什么" in asked and "每个冻结参数 0.52 或 1 字节" in asked
+    assert "方法：训练什么" in asked
+    assert "每个冻结参数 0.52 或 1 字节" in asked
     monkeypatch.setenv("LC_ALL", "zh_CN.UTF-8")
     methods.run()
     assert capsys.readouterr().out == asked

@@ -28,7 +28,7 @@ CORE = ("llama", "qwen2", "qwen3", "gpt2", "mixtral")
 ON_EVERY_FAMILY = ("full", "lora", "layers", "bitfit")
 OPTIONS: dict[str, dict[str, object]] = {
     "hybrid": {"parts": [{"kind": "layers", "blocks": [-1]}, {"kind": "lora", "targets": ["*.0.*"]}]},
-    "adalora": {"initial_rank": 4, "target_rank": 2},
+    "adalora": {"initial_rank": 4, "rank": 2},
     "lora": {"rank": 3, "alpha": 7.5},
     "layers": {"blocks": [-1], "norms": True},
     "moe": {"upcycle": {"experts": 3}, "router_aux_loss": 0.01},

@@ -23,7 +23,7 @@ from luthier.train.engine import Engine
 from training import engine
 
 TOKENS = torch.randint(3, 60, (2, 17), generator=torch.Generator().manual_seed(1))
-METHOD = AdaLora(initial_rank=6, target_rank=2, tinit=0.2, tfinal=0.3, deltaT=2)
+METHOD = AdaLora(initial_rank=6, rank=2, tinit=0.2, tfinal=0.3, deltaT=2)
 STEPS = 10
 
 
@@ -44,7 +44,7 @@ def _train(running: Engine, until: int) -> list[float]:
 
 
 def test_the_budget_follows_the_cubic_of_the_paper() -> None:
-    method = AdaLora(initial_rank=12, target_rank=8, tinit=0.1, tfinal=0.3)
+    method = AdaLora(initial_rank=12, rank=8, tinit=0.1, tfinal=0.3)
     assert method.phases(100) == (10, 70)
     layers = 5
     for step in range(1, 101):
@@ -131,8 +131,8 @@ def test_a_resumed_run_is_the_same_bit_for_bit(cut: int, tmp_path: Path) -> None
 
 def test_the_orthogonality_term_is_pefts_and_weighs_in_the_loss(tmp_path: Path) -> None:
     folder = write("llama", tmp_path)
-    plain = _engine(folder, AdaLora(orthogonal_weight=0.0, initial_rank=6, target_rank=2))
-    weighed = _engine(folder, AdaLora(orthogonal_weight=0.5, initial_rank=6, target_rank=2))
+    plain = _engine(folder, AdaLora(orthogonal_weight=0.0, initial_rank=6, rank=2))
+    weighed = _engine(folder, AdaLora(orthogonal_weight=0.5, initial_rank=6, rank=2))
     expected = []
     for name, p in weighed.model.module.named_parameters():
         if "lora_A" in name or "lora_B" in name:
@@ -142,10 +142,16 @@ def test_the_orthogonality_term_is_pefts_and_weighs_in_the_loss(tmp_path: Path) 
     assert _train(weighed, 1)[0] == pytest.approx(_train(plain, 1)[0] + term, abs=1e-5)
 
 
+def test_the_rank_is_that_of_the_end_and_the_start_is_half_as_much_again() -> None:
+    assert AdaLora(rank=8).start_rank == 12
+    assert AdaLora(rank=3).start_rank == 5
+    assert AdaLora(rank=3, initial_rank=9).start_rank == 9
+
+
 @pytest.mark.parametrize(
     ("options", "remedy"),
     [
-        ({"initial_rank": 8, "target_rank": 8}, "nothing to prune"),
+        ({"initial_rank": 8, "rank": 8}, "nothing to prune"),
         ({"tinit": 0.5, "tfinal": 0.5}, "no step for pruning"),
         ({"targets": "nope"}, "nope"),
     ],

@@ -145,7 +145,7 @@ def test_lora_plus_follows_peft(ratio: float, tmp_path: Path) -> None:
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_adalora_follows_peft_and_prunes_the_same_values(family: str, tmp_path: Path) -> None:
     folder = write(family, tmp_path / "base")
-    method = AdaLora(initial_rank=4, target_rank=2, alpha=64, tinit=0.2, tfinal=0.25, deltaT=2, orthogonal_weight=0.3)
+    method = AdaLora(initial_rank=4, rank=2, alpha=64, tinit=0.2, tfinal=0.25, deltaT=2, orthogonal_weight=0.3)
     ours, module = _ours(folder, method, start=tmp_path / "start")
     modules = sorted({n.rpartition(".")[2] for n in svd_layers(module)})
     config = AdaLoraConfig(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -26,10 +27,10 @@ class AdaLora(Method):
 
     kind: Literal["adalora"] = "adalora"
 
-    target_rank: int = Field(default=8, ge=1)
+    rank: int = Field(default=8, ge=1)
     """Mean rank per matrix that is left at the end. Important matrices keep more, others less or nothing."""
-    initial_rank: int = Field(default=12, ge=2)
-    """Rank of every matrix at the start; about 1.5 times target_rank."""
+    initial_rank: int | None = Field(default=None, ge=2)
+    """Rank of every matrix at the start. Without it: 1.5 times rank."""
     alpha: float = Field(default=32.0, gt=0)
     """The update is scaled by alpha / initial_rank."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
@@ -76,8 +77,8 @@ class AdaLora(Method):
         "moves": "每个目标矩阵旁的 P、Λ、Q：r ·（输入 + 输出 + 1）个数",
         "when": "参数预算小、目标矩阵多，且步数足够（数百步）以判断预算该用在哪里时。",
         "when_not": "训练步数少，或预算本来就宽裕：LoRA 更简单、更快，效果相当。",
-        "target_rank": "训练结束时每个矩阵的平均秩。重要的矩阵保留更多，其余更少甚至为零。",
-        "initial_rank": "开始时每个矩阵的秩，约为 target_rank 的 1.5 倍。",
+        "rank": "训练结束时每个矩阵的平均秩。重要的矩阵保留更多，其余更少甚至为零。",
+        "initial_rank": "开始时每个矩阵的秩。不写则为 rank 的 1.5 倍。",
         "alpha": "更新按 alpha / initial_rank 缩放。",
         "dropout": "作用在更新的输入上的 dropout。数据很少时有帮助；会降低速度。",
         "targets": "适配哪些矩阵：角色（attention、mlp、q、k、v、o、gate、up、down、all-linear）、模块名或模式。宜多选，才有可分配的余地。",
@@ -91,14 +92,19 @@ class AdaLora(Method):
     }
     default_learning_rate: ClassVar[float] = 5e-4
 
+    @property
+    def start_rank(self) -> int:
+        """The rank of every matrix before anything is pruned."""
+        return self.initial_rank if self.initial_rank is not None else math.ceil(1.5 * self.rank)
+
     def problems(self, facts: StageFacts) -> list[Problem]:
         return self._contradictions()
 
     def _contradictions(self) -> list[Problem]:
         found = []
-        if self.target_rank >= self.initial_rank:
-            what = f"There is nothing to prune from rank {self.initial_rank} to a mean rank of {self.target_rank}."
-            found.append(Problem(what, "method.target_rank", "choose an initial_rank about 1.5 times target_rank"))
+        if self.rank >= self.start_rank:
+            what = f"There is nothing to prune from rank {self.start_rank} to a mean rank of {self.rank}."
+            found.append(Problem(what, "method.initial_rank", "choose about 1.5 times rank, or leave it out"))
         if self.tinit + self.tfinal >= 1:
             what = f"tinit {self.tinit} and tfinal {self.tfinal} together leave no step for pruning."
             found.append(Problem(what, "method.tfinal", "choose shares whose sum is below 1"))
@@ -121,12 +127,12 @@ class AdaLora(Method):
         from luthier.models.targets import matrix_shape
 
         modules = dict(model.named_modules())
-        return sum(self.initial_rank * (sum(matrix_shape(modules[n])) + 1) for n in self._choice(model).modules)
+        return sum(self.start_rank * (sum(matrix_shape(modules[n])) + 1) for n in self._choice(model).modules)
 
     def _choice(self, model: PreTrainedModel) -> Choice:
         from luthier.methods.modules.lora_choice import choose
 
-        return choose(model, self.targets, self.initial_rank, self.alpha, exclude=self.exclude)
+        return choose(model, self.targets, self.start_rank, self.alpha, exclude=self.exclude)
 
     def _peft_config(self, model: PreTrainedModel, choice: Choice) -> AdaLoraConfig:
         from luthier.models.quantized import import_bitsandbytes
@@ -140,8 +146,8 @@ class AdaLora(Method):
 
         modules = dict(model.named_modules())
         return AdaLoraConfig(
-            target_r=self.target_rank,
-            init_r=self.initial_rank,
+            target_r=self.rank,
+            init_r=self.start_rank,
             lora_alpha=self.alpha,  # type: ignore[arg-type]  # PEFT annotates int and computes with any number
             lora_dropout=self.dropout,
             target_modules=shortest(choice.modules, all_linear(model)),
@@ -165,7 +171,7 @@ class AdaLora(Method):
     def budget(self, step: int, total_steps: int, layers: int) -> int:
         """Return how many singular values the whole model may have after a step (from 1): a cubic from all to the target."""
         first, last = self.phases(total_steps)
-        start, target = self.initial_rank * layers, self.target_rank * layers
+        start, target = self.start_rank * layers, self.rank * layers
         if step <= first:
             return start
         if step >= last:
