@@ -98,6 +98,11 @@ def test_a_run_that_forgets_goes_back_to_its_best_state(
     assert final_checkpoint(RunDir(rolled_back)).name == f"step-{kept:06d}"
     assert any("method: lora" in said for said in found["advice"])
     assert "forgetting at step" in " ".join(report["warnings"])
+    page = (rolled_back / "report.html").read_text(encoding="utf-8")
+    assert "Finished after" in page
+    assert f"The run was taken back to the state of step {kept}" in page
+    assert page.count("Gain and forgetting") >= 1
+    assert "What to try" in page
     # A run that nothing takes back stood in the same state, bit for bit, after as many steps.
     other = trained(tmp_path / "b", model, capsys, forgetting=None, eval_steps=None, save_steps=2, keep_checkpoints=9)
     assert other.code == 0

@@ -9,10 +9,12 @@ import numpy as np
 from markupsafe import Markup
 
 from luthier.run import numbers
+from luthier.run.kept import PREFIX
 from luthier.run.plots import Chart, Series, line_chart, smooth
 from luthier.run.summary import Curve
 
 _KNOWN = {"step", "epoch", "loss", "eval_loss", "learning_rate", "grad_norm", "tokens", "step_seconds"}
+_TITLES = {"eval_gap": "held-out less training loss"}
 _FIRST = {"reward": "mean", "kl": "nats per token", "entropy": "nats per token", "response_length": "tokens"}
 """What matters most where a model learns from its own answers, with its unit."""
 
@@ -37,12 +39,13 @@ def charts(curves: Mapping[str, Curve]) -> Iterator[Markup]:
         yield line_chart(Chart("Speed", _with_smooth(speed), unit="tokens/s", text=numbers.count, from_zero=True))
     for key, curve in curves.items():
         is_shown = key in first or key.removeprefix("eval_") in first
+        is_shown = is_shown or key.startswith(PREFIX)  # beside what was gained, in a section of its own
         if key not in _KNOWN and not is_shown and len(set(curve.values[:1000])) > 1:
             yield line_chart(_other_chart(key, curve))
 
 
 def _other_chart(key: str, curve: Curve, held: Curve | None = None) -> Chart:
-    words = key.replace("_", " ")
+    words = _TITLES.get(key) or key.replace("_", " ")
     title = words[:1].upper() + words[1:] if len(words) > 3 else words.upper()
     if not key.endswith("_bytes"):
         return Chart(

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from luthier.evaluate.measure import Score, held_out_loss
+from luthier.run.kept import PREFIX
 from luthier.run.limits import Forgetting, drop_text, worse_by
 from luthier.run.numbers import number, setting
 from luthier.run.stage_run import StageRun
@@ -17,9 +18,6 @@ from luthier.run.summary import Comparison, as_float, compare, mapping
 
 if TYPE_CHECKING:
     from luthier.run.config import Recipe
-
-PREFIX = "general_"
-"""What the names of these measurements begin with in metrics.jsonl."""
 
 
 def general_scores(stage: StageRun) -> dict[str, dict]:

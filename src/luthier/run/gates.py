@@ -20,8 +20,9 @@ def judged(gates: Sequence[Gate], part: Mapping[str, object], screen: Screen) ->
     verdict = judge_gates(gates, mapping(part.get("eval")))
     for fault in verdict.warnings:
         screen.note(f"a gate was not passed: {fault}; going on, as the recipe says")
-    if verdict.passed:
-        screen.fact("gate", f"passed: {', '.join(gate.task for gate in gates)}")
+    passed = [str(condition["task"]) for condition in verdict.checked if condition["passed"]]
+    if passed and verdict.passed:
+        screen.fact("gate", f"passed: {', '.join(passed)}")
     warnings = part.get("warnings")
     told = [f"A gate was not passed: {fault}." for fault in (*verdict.faults, *verdict.warnings)]
     return {"gate": verdict.as_dict(), "warnings": [*(warnings if isinstance(warnings, list) else []), *told]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -189,7 +190,7 @@ def _free_name(path: Path) -> Path:
 def locked(run: RunDir) -> Iterator[None]:
     """Hold the run for this process; the lock vanishes with the process, however it ends."""
     with disk_faults(run.path):
-        stream = (run.path / ".lock").open("w")
+        stream = (run.path / ".lock").open("a", encoding="utf-8")  # what another process wrote into it stays
     with stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -197,4 +198,7 @@ def locked(run: RunDir) -> Iterator[None]:
             raise RunError(
                 Problem("Another process is at work on this run.", str(run.path), "wait for it, or stop it first")
             ) from error
+        stream.truncate(0)
+        stream.write(str(os.getpid()))  # so that a page written by this process does not say that another is at work
+        stream.flush()
         yield

@@ -14,7 +14,8 @@ from luthier.run.stage_run import StageRun
 GAP = "eval_gap"
 """Held-out loss less training loss, in metrics.jsonl."""
 RISE = 0.02
-"""By this share of its lowest value the held-out loss has to rise; less is the noise of a few hundred rows."""
+"""By this share of its lowest value the held-out loss has to rise, at the second measurement in a row that is not the
+lowest; less, or sooner, is the noise of a few hundred rows and of a rate that is still high."""
 
 
 def note_gap(stage: StageRun, held_out: float) -> dict[str, float]:
@@ -25,9 +26,10 @@ def note_gap(stage: StageRun, held_out: float) -> dict[str, float]:
     training = progress.losses_since / progress.steps_since
     progress.losses_since, progress.steps_since = 0.0, 0
     best, then = progress.best_loss, progress.best_train_loss
+    rose = best is not None and held_out > best + RISE * abs(best) and progress.evaluations_without_gain > 0
     if best is None or held_out < best:
-        progress.best_train_loss = training
-    elif then is not None and training < then and held_out > best + RISE * abs(best) and progress.overfit is None:
+        progress.best_train_loss, progress.overfit = training, None  # what looked like it has passed
+    elif rose and then is not None and training < then and progress.overfit is None:
         progress.overfit = {
             "step": step,
             "best_step": progress.best_step or 0,

@@ -47,7 +47,7 @@ class Series:
 @dataclass(frozen=True)
 class Chart:
     """What a plot shows. `marks` are (x, label) of vertical lines; `text` writes a value of the y axis, whose
-    ticks are round multiples of `tick_unit`."""
+    ticks are round multiples of `tick_unit`; `x_name` stands before a value of the x axis."""
 
     title: str
     series: tuple[Series, ...]
@@ -57,6 +57,7 @@ class Chart:
     from_zero: bool = False
     tick_unit: float = 1.0
     marks: tuple[tuple[float, str], ...] = ()
+    x_name: str = "step"
 
 
 @dataclass(frozen=True)
@@ -242,7 +243,7 @@ def _figure(chart: Chart, frame: Frame, series: list[Series], shapes: Markup) ->
     ]
     none = Markup("")
     return Markup(
-        '<figure class="chart"><figcaption><b>{title}</b><span class="unit">{unit}</span>'
+        '<figure class="chart" data-x="{x_name}"><figcaption><b>{title}</b><span class="unit">{unit}</span>'
         '<span class="legend">{legend}</span></figcaption>'
         '<div class="plot" role="img" aria-label="{label}"><div class="y">{y}</div>'
         '<svg viewBox="0 0 {width} {height}" preserveAspectRatio="none" aria-hidden="true">{shapes}</svg>'
@@ -250,6 +251,7 @@ def _figure(chart: Chart, frame: Frame, series: list[Series], shapes: Markup) ->
     ).format(
         data=_data(chart, frame, series),
         title=chart.title,
+        x_name=chart.x_name,
         unit=unit,
         legend=none.join(legend) if len(series) > 1 else none,
         label=_describe(chart, series),
@@ -279,9 +281,10 @@ def _data(chart: Chart, frame: Frame, series: list[Series]) -> Markup:
 
 def _describe(chart: Chart, series: list[Series]) -> str:
     """Return the plot in words, for those who do not see it."""
+    at, text = chart.x_name, chart.text
     said = [
-        f"{s.name}: {chart.text(float(s.y[0]))} at step {_x_text(s.x[0])}, {chart.text(float(s.y[-1]))} at step "
-        f"{_x_text(s.x[-1])}, lowest {chart.text(float(s.y.min()))}, highest {chart.text(float(s.y.max()))}"
+        f"{s.name}: {text(float(s.y[0]))} at {at} {_x_text(s.x[0])}, {text(float(s.y[-1]))} at {at} "
+        f"{_x_text(s.x[-1])}, lowest {text(float(s.y.min()))}, highest {text(float(s.y.max()))}"
         for s in series
         if s.style != "faint" or len(series) == 1
     ]

@@ -21,7 +21,8 @@ from luthier import __version__
 from luthier.core.rundir import RunDir, StageDir, write_atomic
 from luthier.run import facts
 from luthier.run.charts import charts
-from luthier.run.summary import Comparison, StageSummary, mapping, read_run
+from luthier.run.kept import KeptView, kept_view
+from luthier.run.summary import Comparison, RunSummary, StageSummary, mapping, read_mapping, read_run
 
 _TEXT_CHARACTERS = 3_000
 _SAMPLE_BYTES = 250_000
@@ -74,6 +75,7 @@ class StageView:
     samples_left_out: int
     charts: list[Markup]
     log: str
+    kept: KeptView | None = None
 
 
 def write_report(run: RunDir) -> Path:
@@ -91,7 +93,7 @@ def write_report(run: RunDir) -> Path:
         version=__version__,
         chips=[c for c in summary.comparisons if c.verdict],
         tiles=facts.tiles(summary),
-        stages=[_stage_view(s) for s in summary.stages],
+        stages=[_stage_view(s, _part_of(s, summary)) for s in summary.stages],
         samples_open=_SAMPLES_OPEN,
         warnings=summary.warnings,
         data=facts.data_facts(summary),
@@ -117,7 +119,13 @@ def language_of(text: str) -> str:
     return "zh-Hans" if any(n.startswith("CJK") for n in names) else ""
 
 
-def _stage_view(stage: StageSummary) -> StageView:
+def _part_of(stage: StageSummary, run: RunSummary) -> Mapping[str, object]:
+    """Return the report of a stage: its own where it is one of several, else the run's."""
+    own = RunDir(stage.folder.path).report
+    return read_mapping(own, []) if own.is_file() else run.report
+
+
+def _stage_view(stage: StageSummary, report: Mapping[str, object]) -> StageView:
     samples, left_out = read_samples(stage.folder)
     return StageView(
         name=stage.name,
@@ -126,6 +134,7 @@ def _stage_view(stage: StageSummary) -> StageView:
         samples_left_out=left_out,
         charts=[c for c in charts(stage.curves) if c],
         log=_tail(stage.folder.log),
+        kept=kept_view(stage, report),
     )
 
 
