@@ -11,19 +11,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from luthier.data.records import Message
+from luthier.data.scripts import estimate_tokens, script_of
 from luthier.data.spec import DataSpec
 from luthier.doctor.base import SeenRow
 from luthier.doctor.checks.answers import Answers
 from luthier.doctor.checks.boilerplate import Boilerplate
 from luthier.doctor.checks.encoding import Encoding
 from luthier.doctor.checks.labels import Labels
-from luthier.doctor.checks.languages import Languages, script_of
-from luthier.doctor.checks.lengths import estimate_tokens
+from luthier.doctor.checks.languages import Languages
 from luthier.doctor.checks.personal import Personal, is_card, is_chinese_id, is_iban
 from luthier.doctor.checks.roles import Roles
+from luthier.doctor.checks.toxic import Toxic, read_words
 from luthier.doctor.examine import Diagnosis, examine
 from luthier.doctor.fix import write_fixed
-from luthier.doctor.minhash import SignatureTable, Signer
+from luthier.doctor.minhash import Commonness, SignatureTable, Signer, letter_shingles
 from luthier.doctor.page import page
 
 WORDS = ["river", "stone", "cloud", "maple", "amber", "quiet", "harbour", "lantern"]
@@ -59,7 +60,7 @@ def diagnose(tmp_path: Path, rows: list[dict[str, object]], name: str = "rows.js
     ],
 )  # fmt: skip
 def test_a_defect_is_named(check: Answers, prompt: str, answer: str, kind: str) -> None:
-    assert [f.kind for f in check.look(row(prompt, answer))] == [kind]
+    assert [f.kind for f in [*check.look(row(prompt, answer)), *check.conclude()]] == [kind]
 
 
 @pytest.mark.parametrize(
@@ -67,7 +68,7 @@ def test_a_defect_is_named(check: Answers, prompt: str, answer: str, kind: str) 
     [
         (Encoding(), "Was heißt das?", "Das Café in Zürich kostet 5 €, naïve façade – “so” … ÀÉÎ"),
         (Encoding(), "Write an HTML page.", "<div><p>Hi</p></div>"),
-        (Personal(), "q", "Write to info@example.com or call 555-0123; pi is 3.14159265358979."),
+        (Personal(), "q", "Call 555-0123; pi is 3.14159265358979."),
         (Personal(), "q", "In 2019-2020 the total was 1,234,567,890 and 4111 1111 1111 1112 is no card."),
         (Roles(), "Write a dialogue.", "Human: Hi\nAssistant: Hello\nHuman: Bye"),
         (Answers(), "List fruit.", "- apples\n- pears\n- plums"),
@@ -112,14 +113,11 @@ def test_labels_that_contradict_each_other_and_classes_far_apart_are_named() -> 
 def test_the_estimate_of_likeness_is_near_the_truth(words: list[str]) -> None:
     signer = Signer()
     changed = [*words[:-3], "entirely", "other", "words"]
-    ours, theirs = (signer.sign(" ".join(w)) for w in (words, changed))
-    a, b = (signer.shingles(" ".join(w)) for w in (words, changed))
-    assert ours is not None
-    assert theirs is not None
+    a, b = (letter_shingles(" ".join(w)) for w in (words, changed))
     assert a is not None
     assert b is not None
     truth = len(np.intersect1d(a, b)) / len(np.union1d(a, b))
-    assert float((ours == theirs).mean()) == pytest.approx(truth, abs=0.25)
+    assert float((signer.sign(a) == signer.sign(b)).mean()) == pytest.approx(truth, abs=0.25)
 
 
 def test_alike_names_the_earlier_row_of_each_pair() -> None:
@@ -127,10 +125,51 @@ def test_alike_names_the_earlier_row_of_each_pair() -> None:
     texts = ["the quick brown fox jumps over the lazy dog near the old mill by the river today"] * 2
     texts.insert(1, "something else entirely is written here about ships and sails and distant ports of call")
     for index, text in enumerate(texts):
-        signature = signer.sign(text)
-        assert signature is not None
-        table.add(index, signature)
+        shingles = letter_shingles(text)
+        assert shingles is not None
+        table.add(index, signer.sign(shingles))
     assert [(a, b) for a, b, _ in table.alike(0.8)] == [(2, 0)]
+
+
+def test_rows_in_different_blocks_of_signatures_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("luthier.doctor.minhash.BLOCK", 8)
+    draw, table = np.random.default_rng(1), SignatureTable()
+    signatures = draw.integers(0, 2**16, (40, 112), dtype=np.uint16)
+    signatures[[21, 37]] = signatures[[3, 30]]
+    for index, signature in enumerate(signatures):
+        table.add(100 + index, signature)
+    assert sorted((a, b) for a, b, _ in table.alike(0.8)) == [(121, 103), (137, 130)]
+
+
+def test_what_many_rows_begin_with_makes_no_duplicates_of_them(tmp_path: Path) -> None:
+    begin = "Read the following passage with care and answer the question behind it in one short sentence of your own. "
+    draw = np.random.default_rng(2)
+    rows: list[dict[str, object]] = [
+        {"prompt": begin + " ".join(draw.choice(WORDS, 9)) + f" {name}", "answer": f"It is {name} " + " ".join(draw.choice(WORDS, 4))}
+        for name in (f"{a}{b}" for a in "bdfgklmnprstvz" for b in ("arolet", "enissa", "ithuma", "ogrand"))
+    ]  # fmt: skip
+    rows.append(
+        {"prompt": begin + str(rows[5]["prompt"]).removeprefix(begin).title(), "answer": f"{rows[5]['answer']}!"}
+    )
+    found = [f.line for f in diagnose(tmp_path, rows).findings if "duplicate" in f.kind]
+    assert found == [len(rows)]
+
+
+def test_common_shingles_count_for_less() -> None:
+    common = Commonness(bits=10)
+    for row in range(50):
+        common.add(np.array([1, 2 + row], dtype=np.uint64))
+    weights = common.weights(np.array([1, 7], dtype=np.uint64))
+    assert weights[0] < 0.3
+    assert weights[1] == 1.0
+
+
+def test_the_same_question_with_other_numbers_is_another_question(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [
+        {"prompt": f"A baker sells {n} loaves in the morning and {n + 9} at noon. How many are sold?", "answer": f"{2 * n + 9} loaves."}
+        for n in (12, 47, 85)
+    ]  # fmt: skip
+    assert [f.kind for f in diagnose(tmp_path, rows).findings] == []
 
 
 def test_rows_of_the_evaluation_that_are_trained_on_are_leaks(tmp_path: Path) -> None:
@@ -161,6 +200,39 @@ def test_the_page_escapes_what_the_rows_say(tmp_path: Path) -> None:
     text = page(found, "<b>title</b>")
     assert "<script>" not in text
     assert "<b>title</b>" not in text
+
+
+def test_a_row_that_cannot_be_read_is_logged_and_removes_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(
+        '{"prompt": "Who is it?", "answer": "Nobody."}\n{"prompt": \n{"prompt": "And now?", "answer": "We."}\n'
+    )
+    found = examine(DataSpec(path=str(path)))
+    fixed = write_fixed(DataSpec(path=str(path)), found, tmp_path / "clean.jsonl")
+    removed = [json.loads(line) for line in fixed.log.read_text().splitlines()]
+    assert fixed.kept == 2
+    assert [(r["kind"], r["line"]) for r in removed] == [("unreadable", 2)]
+
+
+def test_every_removed_row_is_left_out_even_where_findings_are_too_many_to_keep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("luthier.doctor.examine.MOST_OF_A_KIND", 5)
+    rows: list[dict[str, object]] = [{"prompt": "Who is it?", "answer": "Nobody at all."}] * 30
+    found = diagnose(tmp_path, rows)
+    fixed = write_fixed(DataSpec(path=str(tmp_path / "rows.jsonl")), found, tmp_path / "clean.jsonl")
+    assert len(found.findings) == 5
+    assert (fixed.kept, fixed.left_out["duplicate"]) == (1, 29)
+    assert len(fixed.log.read_text().splitlines()) == 29
+
+
+def test_a_users_own_words_are_looked_for(tmp_path: Path) -> None:
+    words = tmp_path / "words.txt"
+    words.write_text("# ours\nfrumious*\n坏词\n", encoding="utf-8")
+    check = Toxic(read_words(words))
+    assert [f.kind for f in check.look(row("q", "Beware the frumiously bad."))] == ["toxic"]
+    assert [f.kind for f in check.look(row("q", "这是坏词。"))] == ["toxic"]
+    assert list(check.look(row("q", "Scunthorpe has a classic retardant assassin."))) == []
 
 
 def test_tokens_are_estimated_by_script() -> None:

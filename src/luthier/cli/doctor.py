@@ -10,6 +10,8 @@ from luthier.cli.messages import print_json, stderr, stdout
 from luthier.core.errors import Problem, UserError
 from luthier.core.rundir import write_atomic
 from luthier.data.spec import DataSpec
+from luthier.doctor.checks import all_checks
+from luthier.doctor.checks.toxic import read_words
 from luthier.doctor.examine import Diagnosis, examine
 from luthier.doctor.fix import Fixed, write_fixed
 from luthier.doctor.page import page
@@ -27,6 +29,8 @@ def run(
     fix: Path | None = None,
     html: Path | None = None,
     max_length: int | None = None,
+    columns: str | None = None,
+    words: Path | None = None,
     json: bool = False,
 ) -> None:
     """Examine a data set, print what was found, and write what was asked for.
@@ -35,15 +39,17 @@ def run(
         DataError: there are no such data, or they fit no known format.
         UserError: the place of the cleaned copy is that of the data.
     """
-    spec = DataSpec(path=data)
+    parts = _columns(columns)
+    spec = DataSpec(path=data, columns=parts)
     if fix is not None and fix.exists() and Path(data).exists() and fix.samefile(data):
         raise UserError(Problem("The cleaned copy would overwrite the data.", str(fix), "give --fix another name"))
+    checks = all_checks(max_length, read_words(words) if words is not None else ())
     console = stderr()
     with console.status("reading …") as status:
         found = examine(
             spec,
-            DataSpec(path=evaluation) if evaluation is not None else None,
-            max_length=max_length,
+            DataSpec(path=evaluation, columns=parts) if evaluation is not None else None,
+            checks=checks,
             progress=lambda rows: status.update(f"{rows:,} rows"),
         )
     fixed = write_fixed(spec, found, fix) if fix is not None else None
@@ -53,6 +59,18 @@ def run(
         print_json({**found.as_dict(), **({"fixed": _fixed(fixed)} if fixed is not None else {})})
         return
     _show(stdout(), found, data, fixed, html)
+
+
+def _columns(said: str | None) -> dict[str, str | int]:
+    """Return which column plays which part: `text=1,label=2` or `prompt=Frage,answer=Antwort`.
+
+    Raises:
+        UserError: it is written otherwise.
+    """
+    parts = [part.strip().partition("=") for part in said.split(",")] if said else []
+    if not all(field.strip() and column.strip() for field, _, column in parts):
+        raise UserError(Problem(f'--columns "{said}" is not read.', "--columns", "write PART=COLUMN,PART=COLUMN"))
+    return {field.strip(): int(column) if column.strip().isdecimal() else column.strip() for field, _, column in parts}
 
 
 def _fixed(fixed: Fixed) -> dict[str, object]:

@@ -392,6 +392,12 @@ def doctor(
     ] = None,
     html: Annotated[Path | None, typer.Option("--html", help="Write the findings as a page.")] = None,
     max_length: Annotated[int | None, typer.Option("--max-length", min=1, help="The longest row, in tokens.")] = None,
+    columns: Annotated[
+        str | None, typer.Option("--columns", help="Which column is which: prompt=Frage,answer=2 (by name or place).")
+    ] = None,
+    words: Annotated[
+        Path | None, typer.Option("--words", help="Your own list of abusive words, one a line, beside those that ship.")
+    ] = None,
     json: AsJson = False,
 ) -> None:
     """Look for what is wrong with data: duplicates, leaks, broken text, personal data, answers that are none.
@@ -400,7 +406,7 @@ def doctor(
     """
     from luthier.cli import doctor as verb
 
-    verb.run(data, evaluation, fix, html, max_length, json)
+    verb.run(data, evaluation, fix, html, max_length, columns, words, json)
 
 
 @app.command()

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import re
 
-_SCRIPTS = {
+SCRIPTS = {
     "Chinese": re.compile(r"[\u4e00-\u9fff]"),
     "Japanese": re.compile(r"[\u3040-\u30ff]"),
     "Korean": re.compile(r"[\uac00-\ud7af]"),
     "Cyrillic": re.compile(r"[\u0400-\u04ff]"),
+    "Greek": re.compile(r"[\u0370-\u03ff]"),
+    "Hebrew": re.compile(r"[\u0590-\u05ff]"),
     "Arabic": re.compile(r"[\u0600-\u06ff]"),
     "Devanagari": re.compile(r"[\u0900-\u097f]"),
-    "Latin": re.compile(r"[A-Za-z\u00c0-\u024f]"),
+    "Thai": re.compile(r"[\u0e00-\u0e7f]"),
+    "Latin": re.compile(r"[A-Za-z\u00c0-\u024f\u1e00-\u1eff]"),
 }
 CHARACTERS_PER_TOKEN = 4.0
 WIDE_PER_TOKEN = 1.2
@@ -20,7 +23,9 @@ WIDE_PER_TOKEN = 1.2
 def script_of(text: str) -> str:
     """Return the script that most letters of a text are in; empty where there are too few to say."""
     sample = text[:2000]
-    counts = {name: len(pattern.findall(sample)) for name, pattern in _SCRIPTS.items()}
+    if sample.isascii():
+        return "Latin" if len(SCRIPTS["Latin"].findall(sample[:200])) >= 5 else ""
+    counts = {name: len(pattern.findall(sample)) for name, pattern in SCRIPTS.items()}
     if counts["Japanese"] >= 0.1 * max(counts["Chinese"], 1) and counts["Japanese"] >= 3:
         counts["Japanese"] += counts.pop("Chinese")
     total = sum(counts.values())

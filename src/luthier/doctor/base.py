@@ -7,7 +7,7 @@ that a million rows fit into memory.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from luthier.data.records import (
@@ -20,6 +20,7 @@ from luthier.data.records import (
     Rated,
     Record,
     Text,
+    answer_of,
     conversation,
     turns_of,
 )
@@ -70,8 +71,10 @@ class SeenRow:
         source: `file:line`.
         turns: its messages; a document is one message of the user's.
         prompt: all that stands before the last answer.
-        answer: the last answer; empty for a document.
-        label: of a labelled text.
+        answer: the last answer; of two judged ones the better; empty for a document.
+        label: of a labelled text, or how an answer was rated.
+        other: the worse of two judged answers.
+        text: everything that the row says, the worse answer included.
     """
 
     number: int
@@ -80,15 +83,22 @@ class SeenRow:
     prompt: str
     answer: str
     label: str = ""
+    other: str = ""
+    text: str = field(init=False)
 
-    @property
-    def text(self) -> str:
-        """Everything that the row says."""
-        return "\n".join(m.content for m in self.turns)
+    def __post_init__(self) -> None:
+        # Asked for by every check: joined once.
+        said = [m.content for m in self.turns]
+        object.__setattr__(self, "text", "\n".join([*said, self.other] if self.other else said))
 
     @property
     def is_document(self) -> bool:
         return not self.answer and len(self.turns) == 1 and not self.label
+
+    @property
+    def has_answer(self) -> bool:
+        """Whether the row ends with a turn of the assistant's, empty or not."""
+        return bool(self.turns) and self.turns[-1].role == "assistant"
 
     def found(
         self, kind: str, message: str, remedy: str, severity: Severity = "warning", removes: bool = False
@@ -129,19 +139,28 @@ def place(source: str) -> tuple[str, int]:
 
 def seen(number: int, record: Record) -> SeenRow:
     """Return a record as the checks see it."""
-    label = ""
+    label = other = ""
+    is_asked = isinstance(record, Asked)
     if isinstance(record, Labelled):
         text = "\n".join(part for part in (record.text, record.pair) if part)
-        return SeenRow(number, record.source, (Message("user", text),), text, "", record.label)
+        label = ", ".join(record.every_label) or "none"
+        # A number is no class: hardly two rows have the same.
+        return SeenRow(number, record.source, (Message("user", text),), text, "", label if record.value is None else "")
     if isinstance(record, Text):
         return SeenRow(number, record.source, (Message("user", record.text),), record.text, "")
+    if isinstance(record, Preference):
+        other = answer_of(record.rejected)
+    if isinstance(record, Rated):
+        label = "good" if record.is_good else "bad"
     if isinstance(record, Preference | Rated | Asked):
         record = turns_of(record)
     assert isinstance(record, Conversation | PromptAnswer)
     turns = conversation(record).messages
+    if isinstance(record, PromptAnswer) and not record.answer and turns[-1].role == "assistant" and is_asked:
+        turns = turns[:-1]
     answer = turns[-1].content if turns and turns[-1].role == "assistant" else ""
     before = turns[:-1] if turns and turns[-1].role == "assistant" else turns
-    return SeenRow(number, record.source, turns, "\n".join(m.content for m in before), answer, label)
+    return SeenRow(number, record.source, turns, "\n".join(m.content for m in before), answer, label, other)
 
 
 def shorten(text: str, characters: int = 60) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from luthier.doctor.base import Check
 from luthier.doctor.checks.answers import Answers
 from luthier.doctor.checks.boilerplate import Boilerplate
@@ -13,12 +15,19 @@ from luthier.doctor.checks.lengths import Lengths
 from luthier.doctor.checks.personal import Personal
 from luthier.doctor.checks.roles import Roles
 from luthier.doctor.checks.toxic import Toxic
+from luthier.doctor.checks.truncated import Truncated
 
 
-def all_checks(max_length: int | None = None) -> list[Check]:
-    """Return every check that needs no model, each new. `max_length`: in tokens, where a recipe names it."""
+def all_checks(max_length: int | None = None, words: Sequence[str] = ()) -> list[Check]:
+    """Return every check that needs no model, each new.
+
+    Args:
+        max_length: in tokens, where a recipe names it.
+        words: abusive ones of the user's own.
+    """
     return [
         Answers(),
+        Truncated(),
         Boilerplate(),
         Duplicates(),
         Encoding(),
@@ -27,5 +36,5 @@ def all_checks(max_length: int | None = None) -> list[Check]:
         Lengths(max_length),
         Personal(),
         Roles(),
-        Toxic(),
+        Toxic(words),
     ]
