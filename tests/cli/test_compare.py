@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 import pytest
 import yaml
@@ -17,10 +18,12 @@ from luthier.core.component import StageFacts, component_class, kinds
 from luthier.core.errors import RecipeError
 from luthier.methods.base import Method
 from luthier.objectives.sft import Sft
-from luthier.run import compare
-from luthier.run.compare import MAY_DIFFER, read_contest
 from luthier.run.config import Recipe
-from luthier.run.outcomes import Outcome, Table
+from luthier.run.experiments import jobs
+from luthier.run.experiments.contest import read_contest
+from luthier.run.experiments.keys import HOW, LENGTH, WHAT
+from luthier.run.experiments.outcome import Outcome
+from luthier.run.experiments.table import Table
 from luthier.run.summary import Comparison
 from recipes import Said, luthier, pairs, write_recipe, write_rows
 
@@ -58,6 +61,25 @@ def done(tmp_path_factory: pytest.TempPathFactory, family_folder: Callable[[str]
     assert said.returncode == 0, said.stderr
     (home / "said.json").write_text(said.stdout)
     return home
+
+
+class Process:
+    """A process that has ended with a code, or goes on until it is told to end."""
+
+    def __init__(self, code: int | None = 0, printed: str = "", stdout: IO[bytes] | None = None) -> None:
+        self.returncode, self.heard = code, []
+        if stdout is not None:
+            stdout.write(printed.encode())
+
+    def poll(self) -> int | None:
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        self.heard.append(number)
+        self.returncode = 130
+
+    def wait(self) -> int | None:
+        return self.returncode
 
 
 def again(capsys: pytest.CaptureFixture[str], home: Path, *words: object) -> Said:
@@ -101,6 +123,7 @@ def test_the_runs_saw_the_same_rows_in_the_same_order(done: Path):
 def test_the_table_on_disk_has_a_line_for_each_and_the_machine(done: Path):
     lines = (done / "out" / "comparison.md").read_text().splitlines()
     columns = "variant | trained | share | learning rate | peak memory | seconds | held-out loss | general"
+    columns += " | against the best"
     assert lines[0] == f"| {columns} |"
     assert lines[2].startswith("| small |")
     assert lines[3].startswith("| all |")
@@ -112,7 +135,7 @@ def test_the_table_on_disk_has_a_line_for_each_and_the_machine(done: Path):
 def test_finished_runs_are_not_repeated(
     done: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setattr(compare.subprocess, "run", lambda *_, **__: pytest.fail("a finished run was started again"))
+    monkeypatch.setattr(jobs, "spawn", lambda *_: pytest.fail("a finished run was started again"))
     said = again(capsys, done)
     assert said.code == 0, said.err
     assert said.err.count("finished before") == 2
@@ -126,13 +149,13 @@ def test_a_run_that_was_killed_goes_on_and_the_others_stay(
     kept = report.read_text()
     called: list[list[str]] = []
 
-    def resume(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
-        called.append(command[3:])
+    def resume(words: list[str], *_: object) -> Process:
+        called.append(words)
         report.write_text(kept)
-        return subprocess.CompletedProcess(command, 0, stdout=kept)
+        return Process()
 
     report.unlink()
-    monkeypatch.setattr(compare.subprocess, "run", resume)
+    monkeypatch.setattr(jobs, "spawn", resume)
     try:
         said = again(capsys, done)
     finally:
@@ -166,8 +189,7 @@ def test_a_variant_that_breaks_has_a_row_that_says_why(
     capsys: pytest.CaptureFixture[str],
 ):
     contest = write_contest(tmp_path, family_folder("llama"), ["lora", "full"])
-    broken = subprocess.CompletedProcess([], code, stdout=printed)
-    monkeypatch.setattr(compare.subprocess, "run", lambda *_, **__: broken)
+    monkeypatch.setattr(jobs, "spawn", lambda words, said, log: Process(code, printed, said))
     said = luthier(capsys, "compare", contest, "--out", tmp_path / "out")
     assert said.code == 1
     assert "2 of 2 variants failed: lora, full" in said.err
@@ -183,13 +205,13 @@ def test_stopping_says_how_to_go_on(
 ):
     contest = write_contest(tmp_path, family_folder("llama"), ["lora"])
 
-    def stop(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(compare.subprocess, "run", stop)
+    process = Process(None)
+    monkeypatch.setattr(jobs, "spawn", lambda *_: process)
+    monkeypatch.setattr(jobs.time, "sleep", lambda _: signal.raise_signal(signal.SIGINT))
     said = luthier(capsys, "compare", contest, "--out", tmp_path / "out")
     assert said.code == 130
     assert f"luthier compare {contest}" in said.err
+    assert process.heard == [signal.SIGTERM]  # the run saves itself
 
 
 def test_every_variant_runs_on_every_model(family_folder: Callable[[str], Path], tmp_path: Path):
@@ -214,14 +236,14 @@ def test_overrides_change_what_all_variants_share(family_folder: Callable[[str],
 
 
 def test_a_variant_may_change_how_is_trained_but_not_on_what():
-    assert set(MAY_DIFFER) < Recipe.model_fields.keys()
-    assert not {"data", "epochs", "max_steps", "batch_size", "seed", "evaluate", "model", "max_length"} & {*MAY_DIFFER}
+    assert set(HOW) < Recipe.model_fields.keys()
+    assert not {"seed", "evaluate", "eval_data", "eval_fraction", "model"} & {*HOW, *WHAT, *LENGTH}
 
 
 WRONG: list[tuple[dict[str, object], str]] = [
     ({"variants": {}}, "There are no variants"),
     ({"variants": {"a": 3}}, "neither a method nor keys"),
-    ({"variants": {"a": {"method": "lora", "seed": 3}}}, "set seed for all"),
+    ({"variants": {"a": {"method": "lora", "seed": 3}}}, "use seeds: [0, 1, 2]"),
     ({"variants": {"a": {"model": "x"}}}, "use models"),
     ({"variants": {"a": {"metod": "lora"}}}, 'Did you mean "method"'),
     ({"variants": {"a": "lorra"}}, 'Did you mean "lora"'),
@@ -252,7 +274,8 @@ def test_all_wrong_variants_are_told_at_once(family_folder: Callable[[str], Path
     with pytest.raises(RecipeError) as caught:
         read_contest(contest)
     places = [problem.where for problem in caught.value.problems]
-    assert [f"variants.{name}" in place for name, place in zip("abc", places)] == [True] * 3
+    assert len(places) == 3
+    assert all(any(f"variants.{name}" in place for place in places) for name in "abc")
 
 
 def test_runs_are_laid_side_by_side_without_training(done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -260,7 +283,8 @@ def test_runs_are_laid_side_by_side_without_training(done: Path, tmp_path: Path,
     said = luthier(capsys, "compare", *runs, "--json")
     assert said.code == 0, said.err
     assert [row["name"] for row in said.json["rows"]] == ["small", "all"]
-    assert said.json["rows"] == json.loads((done / "said.json").read_text())["rows"][:2]
+    compared = json.loads((done / "said.json").read_text())["rows"][:2]
+    assert said.json["rows"] == [{**row, "changes": {}} for row in compared]
     said = luthier(capsys, "compare", *runs, "--out", tmp_path / "table")
     assert "| all |" in (tmp_path / "table" / "comparison.md").read_text()
     shutil.copytree(runs[0], tmp_path / "longer")
@@ -292,7 +316,8 @@ def test_the_example_has_every_method_that_can_train_the_quickstart():
 
 def test_the_process_that_compares_stays_small(done: Path):
     code = (
-        "import sys\nfrom pathlib import Path\nfrom luthier.run.compare import carry_out, read_contest\n"
+        "import sys\nfrom pathlib import Path\nfrom luthier.run.experiments.carry_out import carry_out\n"
+        "from luthier.run.experiments.contest import read_contest\n"
         f"home = Path({str(done)!r})\n"
         "carry_out(read_contest(home / 'contest.yaml'), home / 'out', print)\n"
         "print(sorted({'torch', 'transformers', 'peft'} & set(sys.modules)))"
@@ -315,21 +340,21 @@ def row(name: str, before: float, **changes: object) -> Outcome:
 
 
 def test_a_table_says_what_was_not_equal():
-    assert Table([row("a", 2.0), row("b", 2.0)]).differences == []
-    told = Table([row("a", 2.0), row("b", 2.0, steps=4, tokens=60)]).differences
+    assert Table.of_runs([row("a", 2.0), row("b", 2.0)]).differences == []
+    told = Table.of_runs([row("a", 2.0), row("b", 2.0, steps=4, tokens=60)]).differences
     assert told == ["steps differ between the runs of m (a 5, b 4)", "tokens differ between the runs of m (a 70, b 60)"]
-    assert Table([row("a", 2.0), row("b", 2.0, steps=4, model="other")]).differences == []
+    assert Table.of_runs([row("a", 2.0), row("b", 2.0, steps=4, model="other")]).differences == []
     machines = [row(n, 2.0, environment={"cpu": n}) for n in "ab"]
-    assert "several machines (a, b)" in Table(machines).differences[0]
+    assert "several machines (a, b)" in Table.of_runs(machines).differences[0]
 
 
 def test_a_table_says_that_a_method_changes_the_model_before_training():
     said = "changes the model before the first step"
-    assert said not in Table([row("full", 2.0), row("lora", 2.0)]).markdown()
-    assert said in Table([row("full", 2.0), row("qlora", 2.1)]).markdown()
-    assert said not in Table([row("full", 2.0), row("lora", 3.0, model="other")]).markdown()
+    assert said not in Table.of_runs([row("full", 2.0), row("lora", 2.0)]).markdown()
+    assert said in Table.of_runs([row("full", 2.0), row("qlora", 2.1)]).markdown()
+    assert said not in Table.of_runs([row("full", 2.0), row("lora", 3.0, model="other")]).markdown()
 
 
 def test_a_commit_with_changes_is_shown_as_such():
     commit = {"commit": "0123456789abcdef+changes", "cpu": "x"}
-    assert "commit 0123456789ab+changes" in Table([row("a", 2.0, environment=commit)]).markdown()
+    assert "commit 0123456789ab+changes" in Table.of_runs([row("a", 2.0, environment=commit)]).markdown()

@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING
 from luthier.cli.layout import Cell, print_table
 from luthier.cli.messages import print_json, stderr, stdout
 from luthier.core.errors import Failure, Problem, UserError
-from luthier.run.compare import carry_out, compare_runs, read_contest, write_table
+from luthier.run.experiments.carry_out import carry_out, compare_runs, write_table
+from luthier.run.experiments.contest import read_contest
 
 if TYPE_CHECKING:
-    from luthier.run.outcomes import Table
+    from luthier.run.experiments.table import Table
 
 _ENDINGS = (".yaml", ".yml", ".json")
 
 
-def run(words: Sequence[str], out: Path | None = None, json: bool = False) -> None:
+def run(words: Sequence[str], out: Path | None = None, json: bool = False, workers: int | None = None) -> None:
     """Carry out a comparison, or lay existing runs side by side.
 
     Raises:
@@ -33,8 +34,7 @@ def run(words: Sequence[str], out: Path | None = None, json: bool = False) -> No
         contest = read_contest(targets[0], overrides)
         place = out or Path("runs") / targets[0].stem
         console = stderr()
-        table = carry_out(contest, place, console.print)
-        write_table(table, place)
+        table = carry_out(contest, place, console.print, workers)
     else:
         if not targets or overrides:
             remedy = "name runs, or a file with variants such as examples/all-methods.yaml"
@@ -43,7 +43,7 @@ def run(words: Sequence[str], out: Path | None = None, json: bool = False) -> No
         if out is not None:
             write_table(table, out)
     _show(table, place, json)
-    broken = [row.name for row in table.rows if row.failed]
+    broken = [row.name for row in table.rows if row.failures]
     if broken and not json:
         raise Failure(f"{len(broken)} of {len(table.rows)} variants failed: {', '.join(broken)}.")
 
@@ -61,3 +61,4 @@ def _show(table: Table, place: Path | None, as_json: bool) -> None:
     if place is not None:
         console.print()
         console.print(str(place / "comparison.md"))
+        console.print(str(place / "comparison.html"))

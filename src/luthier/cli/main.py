@@ -245,20 +245,23 @@ def chat(
 def compare(
     words: Annotated[
         list[str],
-        typer.Argument(metavar="FILE|RUN…", help="A file of variants (and KEY=VALUE for all of them), or runs."),
+        typer.Argument(metavar="FILE|RUN…", help="A file of experiments (and KEY=VALUE for all of them), or runs."),
     ],
     out: Annotated[
         Path | None, typer.Option("--out", help="The folder of the runs and the table. Without it: runs/ and the name.")
     ] = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="Runs at once. Without it: as many as there are cores for.")
+    ] = None,
     json: AsJson = False,
 ) -> None:
-    """Train variants of one recipe at the same data and budget, and lay them, or any runs, side by side.
+    """Train variants or a grid of one recipe at an equal budget, and lay them, or any runs, side by side.
 
     Example: luthier compare examples/all-methods.yaml, or luthier compare runs/a runs/b
     """
     from luthier.cli import compare as verb
 
-    verb.run(words, out, json)
+    verb.run(words, out, json, workers)
 
 
 @app.command()

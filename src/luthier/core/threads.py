@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -20,7 +21,11 @@ WEIGHTS_PER_THREAD = 250_000
 
 def worthwhile_threads(model: nn.Module, available: int) -> int:
     """Return how many of the available threads a model's products can use: one for each WEIGHTS_PER_THREAD."""
-    sizes = [p.numel() for p in model.parameters() if p.ndim >= 2]
+    return threads_for([p.numel() for p in model.parameters() if p.ndim >= 2], available)
+
+
+def threads_for(sizes: Sequence[int], available: int) -> int:
+    """Return the same for a model whose matrices have these sizes."""
     mean = sum(sizes) / max(len(sizes), 1)
     return max(1, min(available, round(mean / WEIGHTS_PER_THREAD)))
 

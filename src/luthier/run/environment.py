@@ -140,6 +140,11 @@ def total_memory() -> int | None:
     return min(total, int(limit)) if limit.isdigit() else total
 
 
+def visible_gpus() -> list[dict[str, object]]:
+    """Return the GPUs that there are."""
+    return _torch_view()[1]
+
+
 def _torch_view() -> tuple[int | None, list[dict[str, object]]]:
     """Return torch's threads and the GPUs; without torch loaded, the GPUs that nvidia-smi names."""
     torch = sys.modules.get("torch")
