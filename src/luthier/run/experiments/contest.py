@@ -26,9 +26,9 @@ from luthier.core.component import component_class, kinds
 from luthier.core.errors import Problem, RecipeError, UserError
 from luthier.core.paths import locate
 from luthier.run.config import Recipe, require_recipe
-from luthier.run.draft import Draft
+from luthier.run.draft import Draft, override
 from luthier.run.examine import examine
-from luthier.run.experiments.file import Budget, ContestFile, read_file
+from luthier.run.experiments.file import KEYS, Budget, ContestFile, read_file
 from luthier.run.experiments.keys import SHAPE, held_out_problems, key_problem
 from luthier.run.experiments.naming import cell_name, model_name
 from luthier.run.yaml_lines import Document, read_document
@@ -90,15 +90,20 @@ class _Combination:
 
 
 def read_contest(path: Path, overrides: Sequence[str] = ()) -> Contest:
-    """Return what a file compares; `overrides` change the recipe that all cells share.
+    """Return what a file compares; `overrides` change the file's own keys, or the recipe that all cells share.
 
     Raises:
         RecipeError: with everything that is wrong with the file or any of its cells.
     """
     document = read_document(path)
+    own = [text for text in overrides if text.partition("=")[0].partition(".")[0] in KEYS]
+    changed = override(document, own, path, path.resolve().parent)
+    if changed.problems:
+        raise RecipeError(*changed.problems)
+    document = Document(changed.values, changed.lines)
     file = read_file(document, path)
-    shared = _shared(document, file, path, overrides)
-    contest = Contest(path, [], file.seeds, file.budget, file.quality, file.retained)
+    shared = _shared(file, path, [text for text in overrides if text not in own])
+    contest = Contest(path, [], file.seeds, _budget(file, shared), file.quality, file.retained)
     combinations = list(_combinations(file, path))
     varied = {key.partition(".")[0] for combination in combinations for key in combination.keys}
     problems: list[Problem] = []
@@ -174,7 +179,21 @@ def _applies(key: str, keys: Mapping[str, object], shared: Draft) -> bool:
     return name.partition(".")[0] in component_class(family, kind).model_fields
 
 
-def _shared(document: Document, file: ContestFile, path: Path, overrides: Sequence[str]) -> Draft:
+def _budget(file: ContestFile, shared: Draft) -> Budget | None:
+    """Return the file's budget, or what was typed in its place."""
+    if file.budget is None or all(shared.values.get(k) == v for k, v in file.budget.keys.items()):
+        return file.budget
+    typed = shared.values.get("max_steps")
+    if isinstance(typed, int):
+        return Budget("steps", typed)
+    if isinstance(typed, str):
+        amount, _, unit = typed.partition(" ")
+        return Budget("tokens" if unit == "tokens" else "seconds", float(amount)) if amount.isdigit() else None
+    epochs = shared.values.get("epochs", 1)
+    return Budget("epochs", epochs) if isinstance(epochs, int | float) else None
+
+
+def _shared(file: ContestFile, path: Path, overrides: Sequence[str]) -> Draft:
     """Return the recipe that all cells start from."""
     folder = path.resolve().parent
     values: Mapping[str, object] = {}
