@@ -8,6 +8,8 @@ from pathlib import Path
 
 from luthier.cli.messages import print_json, show_problems, stdout
 from luthier.core.errors import Problem, UserError
+from luthier.doctor.quick import quick_look
+from luthier.doctor.quick import summary as quick_summary
 from luthier.run.config import Recipe
 from luthier.run.draft import read_draft
 from luthier.run.examine import Examined, examine, longest_sequence
@@ -75,6 +77,7 @@ def summarize(recipe: Recipe, found: Examined) -> dict[str, object]:
     """Return what would be trained, and every value that the recipe leaves to Luthier."""
     assert found.data is not None
     settled = recipe.resolved()
+    looked = quick_look(found.train_records, found.held_records)
     sizes = [len(part.train) for part in found.sets]
     stream = stream_of(recipe, sizes)
     # Long texts are cut into pieces, and how many is known only when they are tokens.
@@ -113,6 +116,7 @@ def summarize(recipe: Recipe, found: Examined) -> dict[str, object]:
                 for part, spec, share in zip(found.sets, recipe.data_sets, shares_of(recipe, sizes))
             ],
         },
+        "doctor": {"summary": quick_summary(looked), **looked.as_dict()},
         "derived": {
             "learning_rate": settled.learning_rate,
             "max_length": longest_sequence(recipe, found.model),
@@ -143,6 +147,7 @@ def _lines(summary: dict) -> list[tuple[str, str]]:
         ("objective", _component(summary["objective"])),
         ("data", f"{data['rows']:,} rows of {data['path']}{held_out}, read as {data['format']} ({data['why']})"),
         *mixed,
+        ("doctor", summary["doctor"]["summary"]),
         ("steps", f"{steps:,}" if steps is not None else "as many as the texts have pieces of max_length"),
         ("learning rate", setting(derived["learning_rate"])),
         ("max length", f"{derived['max_length']:,} tokens"),

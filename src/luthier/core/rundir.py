@@ -1,7 +1,7 @@
 """Every file name of a run, in one place.
 
     runs/NAME/  recipe.yaml  resolved.json  environment.json  plan.json  report.html  report.json
-                data/{fingerprint.json, examples.html}
+                data/{fingerprint.json, doctor.json, examples.html}
       00-sft/   method.json  metrics.jsonl  samples.jsonl  eval.json  log.txt  checkpoints/step-000200/{…, DONE}
 
 Report, resume, export and chat read the folder, never a live object. Whatever a reader could take for good is written
@@ -134,6 +134,11 @@ class RunDir:
     @property
     def fingerprint(self) -> Path:
         return self.path / "data" / "fingerprint.json"
+
+    @property
+    def doctor(self) -> Path:
+        """What a quick look at the data found before the run."""
+        return self.path / "data" / "doctor.json"
 
     @property
     def examples_page(self) -> Path:

@@ -29,6 +29,7 @@ from luthier.data.records import (
 )
 from luthier.data.store import ExampleStore
 from luthier.data.views import joined
+from luthier.doctor.quick import quick_look, summary
 from luthier.objectives.base import DataForm
 from luthier.objectives.classify import Classify
 from luthier.objectives.rollouts import Online
@@ -196,6 +197,9 @@ def announce(recipe: Recipe, found: Examined, run: RunDir, screen: Screen) -> No
         screen.fact("classes", f"{len(found.classes)}: {found.classes.in_short}{several}")
     if found.numbers is not None:
         screen.fact("numbers", found.numbers.in_short)
+    looked = quick_look(found.train_records, found.held_records)
+    write_json(run.doctor, looked.as_dict())
+    screen.fact("doctor", summary(looked))
     for line in _unused(records):
         screen.note(line)
     for problem in found.warnings:
