@@ -49,6 +49,8 @@ def write_pipeline(folder: Path, model: Path, stages: list[dict[str, object]], *
 
 
 REWARD = {"kind": "model", "path": "stage:reward"}
+TAUGHT = {"kind": "distill", "teacher": "stage:reward"}
+SCORED = {"kind": "grpo", "reward": {"kind": "sum", "parts": [{"kind": "model", "path": "stage:sft"}]}}
 SFT = {"objective": "sft", "data": "rows.jsonl", "eval_fraction": 0.2}
 DPO = {"objective": "dpo", "data": "judged.jsonl", "eval_fraction": 0.25}
 
@@ -158,12 +160,14 @@ def test_a_reward_model_of_an_earlier_stage_is_named_by_its_stage(model: Path, t
         ([SFT, {**SFT, "name": "b", "adapter": "continue", "method": "full"}], "has another"),
         ([{**SFT, "method": "prompt"}, DPO], "cannot be folded"),
         ([{**DPO, "objective": "reward"}, SFT], "writes no text"),
+        ([{**DPO, "objective": "reward"}, {**SFT, "start": "base", "objective": TAUGHT}], "makes a model that gives a"),
+        ([SFT, {"data": "rows.jsonl", "objective": SCORED}], "one that gives a number is needed"),
         ([SFT, {**DPO, "data": "rows.jsonl"}], "[dpo]"),
         ([{**SFT, "gate": {"metric": "held-out loss"}}], "min or max"),
         ([SFT, {**DPO, "model": "stage:nobody"}], "names no earlier stage"),
         ([SFT, {**DPO, "model": "stage:sft"}], "write start: sft"),
         ([SFT, {**DPO, "model": "starter"}], "stages.1.model has no effect"),
-        ([{**SFT, "gate": {"metric": "heldout loss", "max": 1}}], '"heldout loss" is not measured in this stage'),
+        ([{**SFT, "gate": {"metric": "heldout loss", "max": 1}}], '"heldout loss" is not measured in this run'),
         ([{**SFT, "eval_fraction": 0, "gate": {"metric": "held-out loss", "max": 1}}], "add eval_fraction"),
         ([], "no list of mappings"),
         ([{**SFT, "run": "elsewhere"}], "at the top"),
@@ -236,12 +240,14 @@ def test_a_begun_folder_is_gone_on_with_by_resume(model: Path, tmp_path: Path, c
 
 
 def test_a_teacher_may_be_an_earlier_stage(model: Path, tmp_path: Path, capsys: Capture) -> None:
-    short = {**SFT, "max_steps": 1}
-    pupil = {**short, "objective": {"kind": "distill", "teacher": "stage:sft"}, "start": "base"}
-    said = luthier(capsys, "train", write_pipeline(tmp_path, model, [short, pupil]))
+    pupil = {**SFT, "objective": {"kind": "distill", "teacher": "stage:sft"}, "start": "base"}
+    said = luthier(capsys, "train", write_pipeline(tmp_path, model, [SFT, pupil], max_steps=20))
     assert said.code == 0, said.err
     kept = json.loads((tmp_path / "run/01-distill/resolved.json").read_text())["recipe"]
     assert kept["objective"]["teacher"].endswith("00-sft")
+    far = [json.loads(line)["divergence"] for line in (tmp_path / "run/01-distill/metrics.jsonl").open()]
+    assert far[0] > 0.05, "what the pupil starts from is not its own teacher"
+    assert far[-1] < 0.5 * far[0]
 
 
 def test_files_beside_the_recipe_are_found_by_every_stage(

@@ -38,7 +38,8 @@ class Distill(Objective):
     kind: Literal["distill"] = "distill"
 
     teacher: str = Field(min_length=1)
-    """The model to learn from: a folder, a hub id, or a run. It must have the same tokenizer."""
+    """The model to learn from: a folder, a hub id, a run, or stage:NAME for an earlier stage of the same recipe. It
+    must have the same tokenizer."""
     loss: Literal["forward_kl", "reverse_kl", "jsd"] = "forward_kl"
     """forward_kl covers all that the teacher holds possible, reverse_kl settles on what it holds likely, jsd stands
     between them and is bounded."""
@@ -66,7 +67,7 @@ class Distill(Objective):
         "summary": "在每个词元上学习教师模型的预期，可用数据，也可用学生自己的回答。",
         "when": "想让小模型做到同一分词器的大模型所做的事。",
         "when_not": "分词器不同：让教师写出回答，再用 sft。",
-        "teacher": "教师模型：文件夹、hub 名称或一次运行。分词器必须相同。",
+        "teacher": "教师模型：文件夹、hub 名称、一次运行，或 stage:名称（同一配方中较早的阶段）。分词器必须相同。",
         "loss": "forward_kl 覆盖教师认为可能的一切；reverse_kl 集中于教师认为最可能的；jsd 介于两者之间且有界。",
         "temperature": "两个模型的 logits 都除以它；大于 1 时，不太可能的词更受重视。",
         "alpha": "教师所占的比重，其余是数据本身的似然。1 表示只看教师。",

@@ -25,8 +25,8 @@ class Model(Reward):
     kind: Literal["model"] = "model"
 
     path: str = Field(min_length=1)
-    """A run of the objective reward, or a model folder or hub id that scores with one number
-    (AutoModelForSequenceClassification with one label). It may have another tokenizer than the model in training."""
+    """A run of the objective reward, stage:NAME for an earlier stage of the same recipe, or a model folder or hub id
+    that scores with one number (AutoModelForSequenceClassification with one label). It may have another tokenizer than the model in training."""
 
     title: ClassVar[str] = "Reward model"
     summary: ClassVar[str] = "The number that a trained reward model gives a prompt with its answer."
@@ -34,7 +34,7 @@ class Model(Reward):
     zh: ClassVar[dict[str, str]] = {
         "title": "奖励模型",
         "summary": "由训练好的奖励模型给“提示 + 回答”打出的分数。",
-        "path": "目标为 reward 的一次运行，或只输出一个分数的模型文件夹或 hub 名称（单标签的 AutoModelForSequenceClassification）。其分词器可以与训练中的模型不同。",
+        "path": "目标为 reward 的一次运行、stage:名称（同一配方中较早的阶段），或只输出一个分数的模型文件夹或 hub 名称（单标签的 AutoModelForSequenceClassification）。其分词器可以与训练中的模型不同。",
     }
 
     def located(self, find: Callable[[str], Path]) -> Self:

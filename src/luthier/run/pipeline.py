@@ -233,6 +233,7 @@ def _handing_on(pipeline: Pipeline, stage: PlannedStage, examined: Examined) -> 
             names = [other.name for other in pipeline.stages[: stage.index]]
             what = f'"{REFERENCE}{named}" names no earlier stage.{did_you_mean(named, names)}'
             problems.append(Problem(what, str(stage.draft.path), f"earlier stages: {', '.join(names) or 'none'}"))
+    problems += _misnamed(pipeline, stage)
     if stage.source is None:
         if stage.keys.adapter != "merge":
             what = f"adapter: {stage.keys.adapter} has no effect: the stage starts from the base."
@@ -257,6 +258,35 @@ def _handing_on(pipeline: Pipeline, stage: PlannedStage, examined: Examined) -> 
         what = f"What {before.method.title} trains cannot be folded into the model."
         problems.append(Problem(what, place, "use adapter: continue with the same method, or start: base"))
     return problems
+
+
+_MAKES = {"tokens": "writes text", "value": "gives a number", "classes": "tells classes apart"}
+_WANTED = {"model": "value", "logprob": "tokens"}
+"""What a reward that names a model wants it to make."""
+
+
+def _misnamed(pipeline: Pipeline, stage: PlannedStage) -> list[Problem]:
+    """Return the stages that are named where another kind of model is wanted: told now, not when it is their turn."""
+    objective = stage.draft.values.get("objective")
+    if not isinstance(objective, Mapping):
+        return []
+    reward = objective.get("reward")
+    parts = reward.get("parts") if isinstance(reward, Mapping) else None
+    uses = [("teacher", "tokens", objective.get("teacher"))]
+    for part in parts if isinstance(parts, list) else [reward]:
+        if isinstance(part, Mapping) and part.get("kind") in _WANTED:
+            uses.append(("reward", _WANTED[str(part["kind"])], part.get("path")))
+    found = []
+    for key, wanted, value in uses:
+        before = next((other for other in pipeline.stages[: stage.index] if value == REFERENCE + other.name), None)
+        recipe = None if before is None else parse_draft(without_references(before.draft))[0]
+        if before is not None and recipe is not None and recipe.objective.head != wanted:
+            makes = f'the stage "{before.name}" makes a model that {_MAKES[recipe.objective.head]}'
+            what = f"objective.{key}: {makes}, and one that {_MAKES[wanted]} is needed."
+            found.append(
+                Problem(what, stage.draft.place(("objective", key)), "name another stage, or a model's folder")
+            )
+    return found
 
 
 def references(value: object) -> list[str]:
