@@ -48,6 +48,7 @@ def test_the_help_names_every_verb(capsys: pytest.CaptureFixture[str]):
         "resume",
         "check",
         "plan",
+        "advise",
         "new",
         "eval",
         "export",

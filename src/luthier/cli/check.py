@@ -13,6 +13,7 @@ from luthier.doctor.quick import summary as quick_summary
 from luthier.run.config import Recipe
 from luthier.run.draft import read_draft
 from luthier.run.examine import Examined, examine, longest_sequence
+from luthier.run.mistakes import mistakes, pipeline_mistakes
 from luthier.run.mixing import shares_of, stream_of
 from luthier.run.numbers import byte_size, count, setting
 from luthier.run.pipeline import examine_pipeline, has_stages, read_pipeline
@@ -37,9 +38,10 @@ def run(recipe: Path | None, overrides: Sequence[str] = (), json: bool = False, 
     found = examine(read_draft(recipe, overrides))
     summary = summarize(found.require(), found)
     if json:
-        print_json({"ok": True, **summary, "warnings": [problem.as_dict() for problem in found.warnings]})
+        told = {"warnings": _told(found.warnings), "notes": _told(mistakes(found, language="en"))}
+        print_json({"ok": True, **summary, **told})
         return
-    show_problems(found.warnings)
+    show_problems([*found.warnings, *mistakes(found)])
     console = stdout()
     for label, text in _lines(summary):
         console.print(f"{label:>14}  {text}", markup=False, highlight=False)
@@ -57,9 +59,10 @@ def _check_stages(recipe: Path, overrides: Sequence[str], json: bool) -> None:
         stages.append((planned, summarize(examined.recipe, examined)))
     if json:
         parts = [{"name": planned.name, **summary} for planned, summary in stages]
-        print_json({"ok": True, "stages": parts, "warnings": [problem.as_dict() for problem in found.problems]})
+        notes = _told(pipeline_mistakes(found, "en"))
+        print_json({"ok": True, "stages": parts, "warnings": _told(found.problems), "notes": notes})
         return
-    show_problems(found.problems)
+    show_problems([*found.problems, *pipeline_mistakes(found)])
     console = stdout()
     for planned, summary in stages:
         console.print(f"\n{planned.index + 1}. {planned.name}", style="bold")
@@ -71,6 +74,10 @@ def _check_stages(recipe: Path, overrides: Sequence[str], json: bool) -> None:
     console.print(
         f"{'':>14}  All is well. Train it with: luthier train {shlex.join([str(recipe), *overrides])}", markup=False
     )
+
+
+def _told(problems: Sequence[Problem]) -> list[dict[str, str]]:
+    return [problem.as_dict() for problem in problems]
 
 
 def summarize(recipe: Recipe, found: Examined) -> dict[str, object]:

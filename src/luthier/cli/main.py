@@ -52,6 +52,7 @@ Target = Annotated[str, typer.Argument(metavar="TARGET", help="A run, a model fo
 TrainOn = Literal["assistant", "all", "last"]
 ExportForm = Literal["hf", "peft"]
 Combination = Literal["linear", "cat", "ties", "dare_linear", "dare_ties"]
+Quality = Literal["any", "good", "best"]
 Lang = Annotated[
     Literal["en", "zh"] | None, typer.Option("--lang", help="English or Chinese. Without it: the terminal's.")
 ]
@@ -131,6 +132,55 @@ def plan(
     from luthier.cli import plan as verb
 
     verb.run(target, overrides or [], params, json)
+
+
+@app.command()
+def advise(
+    model: Annotated[str | None, typer.Option("--model", help="A folder, a hub id, or starter; sizes only.")] = None,
+    data: Annotated[
+        list[str] | None, typer.Option("--data", help="A file, a folder or starter:NAME; several by several --data.")
+    ] = None,
+    rows: Annotated[int | None, typer.Option("--rows", min=1, help="How many rows there will be.")] = None,
+    gpu: Annotated[str | None, typer.Option("--gpu", help="A card's memory: 24GB, or 2x24GB for two.")] = None,
+    gpus: Annotated[str | None, typer.Option("--gpus", help="The same for several cards: 4x80GB.")] = None,
+    cpu: Annotated[bool, typer.Option("--cpu", help="Train without a GPU.")] = False,
+    memory: Annotated[str | None, typer.Option("--memory", help="The memory of a machine without a GPU: 16GB.")] = None,
+    purpose: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--purpose",
+            help="style, domain, task, classification, alignment, tasks, domains, languages, verifiable, prototype, "
+            "production; several with commas.",
+        ),
+    ] = None,
+    private: Annotated[
+        bool | None, typer.Option("--private/--not-private", help="The data must stay with those who hold them.")
+    ] = None,
+    on_device: Annotated[bool, typer.Option("--on-device", help="Train on the users' devices.")] = False,
+    deadline: Annotated[str | None, typer.Option("--deadline", help="The time there is: 90min, 6h, 2d.")] = None,
+    variants: Annotated[int, typer.Option("--variants", min=1, help="Fine-tuned models to serve from one base.")] = 1,
+    quality: Annotated[
+        Quality | None,
+        typer.Option("--quality", help="any: a first impression will do. good. best: whatever it costs."),
+    ] = None,
+    reward: Annotated[
+        str | None, typer.Option("--reward", help="How answers are checked: exact_match, or FILE.py:NAME.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="The folder to write the recipes into.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write over recipes that are there.")] = False,
+    lang: Lang = None,
+    json: AsJson = False,
+) -> None:
+    """Advise which method suits a model, data, a machine and a purpose, with reasons, and write the recipes.
+
+    Example: luthier advise --model starter --data starter:quickstart --purpose style --out advised
+    """
+    from luthier.cli import advise as verb
+
+    asked = verb.Asked(
+        model, tuple(data or ()), rows, tuple(purpose or ()), private, on_device, deadline, variants, quality, reward
+    )
+    verb.run(asked, verb.Hardware(gpu, gpus, cpu, memory), out, force, lang, json)
 
 
 @app.command()

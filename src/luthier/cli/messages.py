@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 
+_STYLES = {"error": "bold red", "warning": "bold yellow", "note": "bold cyan"}
+
+
 def stderr() -> Console:
     """Return a console on standard error: colours on a terminal, plain lines that are never wrapped elsewhere."""
     from rich.console import Console
@@ -63,8 +66,7 @@ def print_json(value: object) -> None:
 def _as_text(problem: Problem) -> Text:
     from rich.text import Text
 
-    word, style = ("error", "bold red") if problem.severity == "error" else ("warning", "bold yellow")
-    text = Text.assemble((word, style), ": ")
+    text = Text.assemble((problem.severity, _STYLES[problem.severity]), ": ")
     if problem.where:
         text.append(visible(problem.where), "bold").append(": ")
     text.append(visible(problem.what))

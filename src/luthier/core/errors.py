@@ -31,7 +31,7 @@ class Problem:
     what: str
     where: str = ""
     remedy: str = ""
-    severity: Literal["error", "warning"] = "error"
+    severity: Literal["error", "warning", "note"] = "error"
 
     def __str__(self) -> str:
         place = f"{self.where}: " if self.where else ""

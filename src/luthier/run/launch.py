@@ -18,6 +18,7 @@ from luthier.run.config import Recipe
 from luthier.run.environment import collect_environment
 from luthier.run.examine import Examined, examine
 from luthier.run.gates import judged, pass_gate
+from luthier.run.mistakes import mistakes
 from luthier.run.opened import kept_recipe
 from luthier.run.report import write_report
 from luthier.run.screen import Screen
@@ -39,6 +40,8 @@ def start(found: Examined, screen: Screen) -> RunDir:
         with disk_faults(path):
             write_first_files(recipe, run)
         screen.fact("run", str(run.path))
+        for note in mistakes(found):
+            screen.warn(note)
         return carry_out(recipe, found, run, screen)
     except (UserError, Failure) as error:
         if not any(True for stage in run.stages() for _ in stage.read_metrics()):

@@ -21,6 +21,7 @@ from luthier.run.draft import Draft
 from luthier.run.examine import examine
 from luthier.run.gates import failed_gate
 from luthier.run.launch import carry_out, disk_faults, locked, place_for, taken, write_first_files
+from luthier.run.mistakes import pipeline_mistakes
 from luthier.run.opened import kept_recipe
 from luthier.run.pipeline import (
     ExaminedPipeline,
@@ -61,6 +62,8 @@ def start_pipeline(found: ExaminedPipeline, screen: Screen) -> RunDir:
         ]
         write_json(run.pipeline, {"file": str(pipeline.path), "stages": drafts})
     screen.fact("run", str(path))
+    for note in pipeline_mistakes(found):
+        screen.warn(note)
     try:
         return _carry_out(_kept(run), run, screen)
     except LuthierError as error:

@@ -58,10 +58,10 @@ class Screen:
         self._line("note", text, "yellow")
 
     def warn(self, problem: Problem) -> None:
-        """Show a warning with its place and remedy."""
+        """Show a warning, or a note, with its place and remedy."""
         place = f"{problem.where}: " if problem.where else ""
         remedy = f" → {problem.remedy}" if problem.remedy else ""
-        self._line("warning", place + problem.what + remedy, "yellow")
+        self._line(problem.severity, place + problem.what + remedy, "yellow")
 
     def record(self, label: str, text: str) -> None:
         """Write a line into the log alone."""
