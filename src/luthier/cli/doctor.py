@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,16 +12,33 @@ from luthier.core.errors import Problem, UserError
 from luthier.core.rundir import write_atomic
 from luthier.data.spec import DataSpec
 from luthier.doctor.checks import all_checks
+from luthier.doctor.checks.lengths import Lengths
 from luthier.doctor.checks.toxic import read_words
 from luthier.doctor.examine import Diagnosis, examine
 from luthier.doctor.fix import Fixed, write_fixed
 from luthier.doctor.page import page
+from luthier.doctor.with_model import Reader, look_with_model
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 SHOWN_OF_A_KIND = 3
 _COLOURS = {"error": "red", "warning": "yellow", "note": "dim"}
+
+
+@dataclass(frozen=True)
+class WithModel:
+    """A model whose tokens, template and expectations the data are held against.
+
+    Attributes:
+        target: a run, a folder, a hub id, or starter.
+        perplexity: rows that it runs on at most; 0 leaves it at tokens.
+        chat_template: in place of its own.
+    """
+
+    target: str
+    perplexity: int
+    chat_template: str | None = None
 
 
 def run(
@@ -31,6 +49,8 @@ def run(
     max_length: int | None = None,
     columns: str | None = None,
     words: Path | None = None,
+    limit: int | None = None,
+    model: WithModel | None = None,
     json: bool = False,
 ) -> None:
     """Examine a data set, print what was found, and write what was asked for.
@@ -39,19 +59,24 @@ def run(
         DataError: there are no such data, or they fit no known format.
         UserError: the place of the cleaned copy is that of the data.
     """
-    parts = _columns(columns)
-    spec = DataSpec(path=data, columns=parts)
+    parts = columns_of(columns)
+    spec = DataSpec(path=data, columns=parts, limit=limit)
     if fix is not None and fix.exists() and Path(data).exists() and fix.samefile(data):
         raise UserError(Problem("The cleaned copy would overwrite the data.", str(fix), "give --fix another name"))
     checks = all_checks(max_length, read_words(words) if words is not None else ())
+    if model is not None:  # whose tokens are counted, not estimated
+        checks = [check for check in checks if not isinstance(check, Lengths)]
     console = stderr()
     with console.status("reading …") as status:
+        reader = None if model is None else open_reader(model, max_length)
         found = examine(
             spec,
             DataSpec(path=evaluation, columns=parts) if evaluation is not None else None,
             checks=checks,
             progress=lambda rows: status.update(f"{rows:,} rows"),
         )
+        if reader is not None:
+            look_with_model(spec, reader, found, progress=status.update)
     fixed = write_fixed(spec, found, fix) if fix is not None else None
     if html is not None:
         write_atomic(html, page(found, data))
@@ -61,7 +86,35 @@ def run(
     _show(stdout(), found, data, fixed, html)
 
 
-def _columns(said: str | None) -> dict[str, str | int]:
+def open_reader(wanted: WithModel, max_length: int | None = None) -> Reader:
+    """Open a model for the doctor: its weights only where it is to run.
+
+    Raises:
+        ModelError, RunError: it is not there, or it is no model that writes text.
+    """
+    from luthier.run.examine import DEFAULT_MAX_LENGTH
+    from luthier.run.opened import is_run, open_target, target_labels
+
+    if target_labels(wanted.target) is not None:
+        remedy = "give a language model: the base that it was trained from"
+        raise UserError(Problem("A classifier finds no text likely or unlikely.", wanted.target, remedy))
+    if wanted.perplexity or is_run(wanted.target):
+        model, recipe = open_target(wanted.target)
+        context = min(model.context_length or DEFAULT_MAX_LENGTH, DEFAULT_MAX_LENGTH)
+        longest = max_length or (recipe.max_length if recipe is not None else None) or context
+        kept = model if wanted.perplexity else None
+        return Reader(
+            wanted.target, model.tokenizer, longest, kept, wanted.perplexity, chat_template=wanted.chat_template
+        )
+    from luthier.models.files import inspect_model
+    from luthier.models.load import check_folder, load_tokenizer
+
+    tokenizer = load_tokenizer(check_folder(wanted.target))
+    context = min(inspect_model(wanted.target)[0].context_length or DEFAULT_MAX_LENGTH, DEFAULT_MAX_LENGTH)
+    return Reader(wanted.target, tokenizer, max_length or context, chat_template=wanted.chat_template)
+
+
+def columns_of(said: str | None) -> dict[str, str | int]:
     """Return which column plays which part: `text=1,label=2` or `prompt=Frage,answer=Antwort`.
 
     Raises:
@@ -81,6 +134,7 @@ def _show(console: Console, found: Diagnosis, data: str, fixed: Fixed | None, ht
     facts: list[tuple[str, Cell]] = [
         ("data", f"{found.rows:,} rows of {data}, read as {found.format}"),
         ("looked for", ", ".join(found.looked_for)),
+        *(("note", note) for note in found.notes),
     ]
     if found.scripts:
         total = found.scripts.total()

@@ -451,6 +451,16 @@ def doctor(
     words: Annotated[
         Path | None, typer.Option("--words", help="Your own list of abusive words, one a line, beside those that ship.")
     ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Look only at the first rows.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="Also by this model's tokens, template, and what it finds unlikely.")
+    ] = None,
+    perplexity: Annotated[
+        int, typer.Option("--perplexity", min=0, help="Rows that the model runs on at most, evenly spread; 0 for none.")
+    ] = 2000,
+    chat_template: Annotated[
+        str | None, typer.Option("--chat-template", help="In place of the model's own: a name or a .jinja file.")
+    ] = None,
     json: AsJson = False,
 ) -> None:
     """Look for what is wrong with data: duplicates, leaks, broken text, personal data, answers that are none.
@@ -459,7 +469,8 @@ def doctor(
     """
     from luthier.cli import doctor as verb
 
-    verb.run(data, evaluation, fix, html, max_length, columns, words, json)
+    asked = None if model is None else verb.WithModel(model, perplexity, chat_template)
+    verb.run(data, evaluation, fix, html, max_length, columns, words, limit, asked, json)
 
 
 @app.command()
