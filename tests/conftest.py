@@ -42,6 +42,14 @@ def family_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], P
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _a_cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What tests keep for later runs is not for the runs of whoever tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LUTHIER_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _even_small_matrices_are_quantized() -> Iterator[None]:
     """Tiny models have no others; the rule that keeps them is tested by itself."""
     from luthier.models import quantized

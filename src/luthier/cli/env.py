@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING
 from luthier.cli.layout import Cell, print_facts, print_heading, print_table
 from luthier.cli.messages import print_json, stderr, stdout
 from luthier.cli.probes import Outcome, Probe, probes
+from luthier.core.cache import VARIABLE, cache_folder, folder_bytes
 from luthier.run.environment import collect_environment
 from luthier.run.facts import environment_facts
+from luthier.run.numbers import byte_size
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -57,13 +59,17 @@ def run(json: bool = False) -> None:
     environment, optional = collect_environment(), extras()
     if json:
         groups = [{**asdict(e), "command": e.command} for e in optional]
-        print_json({"environment": environment, "probes": [p.as_dict() for p in tried], "extras": groups})
+        folder = cache_folder()
+        cache = {"folder": str(folder) if folder else None, "bytes": folder_bytes(folder) if folder else 0}
+        probes_made = [p.as_dict() for p in tried]
+        print_json({"environment": environment, "probes": probes_made, "extras": groups, "cache": cache})
         return
     console = stdout()
     _print_machine(console, environment)
     print_heading(console, "Tried just now")
     rows: list[list[Cell]] = [[_MARKS[p.outcome], p.name, p.detail, (p.remedy, "dim")] for p in tried]
     print_table(console, ["", "", "", ""], rows)
+    _print_cache(console)
     if optional:
         print_heading(console, "What to install for what")
         table: list[list[Cell]] = [
@@ -71,6 +77,16 @@ def run(json: bool = False) -> None:
             for e in optional
         ]
         print_table(console, ["", "", ""], table)
+
+
+def _print_cache(console: Console) -> None:
+    print_heading(console, "Kept for later runs")
+    folder = cache_folder()
+    if folder is None:
+        console.print(f"nothing: {VARIABLE} says so")
+        return
+    size = byte_size(folder_bytes(folder)) if folder.is_dir() else "nothing yet"
+    console.print(f"{folder}: {size}; it may be removed at any time; {VARIABLE} names another folder, or off")
 
 
 def extras() -> list[Extra]:

@@ -42,6 +42,12 @@ class PromptRenderer:
         self.on_overlong: OnOverlong = on_overlong
         self.context = context
 
+    @property
+    def settings(self) -> dict[str, object]:
+        """What the result depends on besides the records and the tokenizer."""
+        limits = {"max_length": self.max_length, "room": self.room, "on_overlong": self.on_overlong}
+        return {"kind": "prompts", **limits}
+
     def render_all(self, records: Sequence[Record]) -> Rendered:
         """Render every record.
 

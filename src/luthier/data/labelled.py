@@ -7,7 +7,7 @@ exported classifies the same in any tool. A tokenizer without a separator gets b
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -82,9 +82,11 @@ def find_classes(
     Raises:
         DataError: fewer than two classes, or a name for a label that no row has.
     """
-    labelled = [record for record in records if isinstance(record, Labelled)]
-    is_multi = any(record.labels is not None for record in labelled)
-    counted = Counter(label for record in labelled for label in record.every_label)
+    is_multi, rows, counted = False, 0, Counter[str]()
+    for record in records:
+        if isinstance(record, Labelled):
+            is_multi, rows = is_multi or record.labels is not None, rows + 1
+            counted.update(record.every_label)
     first = records[0].source if records else "data"
     if len(counted) < 2:
         only = f'the only label is "{next(iter(counted))}"' if is_multi and counted else ""
@@ -100,11 +102,11 @@ def find_classes(
     kept = _kept_classes(config or {}, counted) if not names else None
     if kept is not None:
         labels, shown = kept
-        return Classes(labels, shown, tuple(counted[label] for label in labels), is_multi, len(labelled))
+        return Classes(labels, shown, tuple(counted[label] for label in labels), is_multi, rows)
     whole = all(label.removeprefix("-").isdecimal() for label in counted)
     ordered = tuple(sorted(counted, key=int) if whole else sorted(counted))
     shown = tuple(names.get(label, label) for label in ordered)
-    return Classes(ordered, shown, tuple(counted[label] for label in ordered), is_multi, len(labelled))
+    return Classes(ordered, shown, tuple(counted[label] for label in ordered), is_multi, rows)
 
 
 def _kept_classes(
@@ -143,7 +145,7 @@ def fit_classes(labels: Mapping[str, str], records: Sequence[Record], is_multi: 
     return fitting
 
 
-def unknown_labels(records: Sequence[Record], classes: Classes) -> list[Problem]:
+def unknown_labels(records: Iterable[Record], classes: Classes) -> list[Problem]:
     """Return a problem for each label that the training rows do not have, at its first row."""
     known = set(classes.labels)
     first: dict[str, str] = {}
@@ -236,6 +238,14 @@ class LabelledRenderer:
         labels = classes.labels if isinstance(classes, Classes) else ()
         self._number = {label: index for index, label in enumerate(labels)}
 
+    @property
+    def settings(self) -> dict[str, object]:
+        """What the result depends on besides the records and the tokenizer."""
+        known = self.classes
+        classes = [*known.labels, known.is_multi] if isinstance(known, Classes) else [known.scale]
+        limits = {"max_length": self.max_length, "on_overlong": self.on_overlong}
+        return {"kind": "labelled", "classes": classes, "weights": list(self.class_weights), **limits}
+
     def render_all(self, records: Sequence[Record]) -> Rendered:
         """Render every record; a class that is not among the known ones has been refused before.
 
@@ -245,7 +255,7 @@ class LabelledRenderer:
         builder, overlong = StoreBuilder(), Overlong()
         known = known_characters(self.tokenizer)
         dropped = truncated = unknown = lost = 0
-        for record, row in self._encoded([r for r in records if isinstance(r, Labelled)]):
+        for record, row in self._encoded(records):
             if not row.ids:
                 remedy = "the tokenizer knows none of its characters; mend or remove the row"
                 raise DataError(Problem("The row holds no token.", record.source, remedy))
@@ -316,9 +326,9 @@ class LabelledRenderer:
             extras[several(index, "weight")] = float(weight) if index in has else 1.0
         return extras
 
-    def _encoded(self, records: Sequence[Labelled]) -> Iterator[tuple[Labelled, _Encoded]]:
+    def _encoded(self, records: Sequence[Record]) -> Iterator[tuple[Labelled, _Encoded]]:
         for start in range(0, len(records), CHUNK):
-            chunk = records[start : start + CHUNK]
+            chunk = [record for record in records[start : start + CHUNK] if isinstance(record, Labelled)]
             yield from zip(chunk, self._encode(chunk))
 
     def _encode(self, records: Sequence[Labelled], limit: int | None = None) -> list[_Encoded]:

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeVar
 
+import numpy as np
+
 from luthier.core.errors import DataError, Problem
 from luthier.data import formats, preferences, sources
 from luthier.data.convert import convert
@@ -18,7 +20,8 @@ from luthier.data.problems import ProblemLog
 from luthier.data.readers import Row
 from luthier.data.records import Record, Text
 from luthier.data.spec import DataSpec, resolve_path
-from luthier.data.views import joined
+from luthier.data.spool import Spool, on_disk
+from luthier.data.views import Part, joined
 
 Item = TypeVar("Item")
 Objective = Literal["sft", "lm", "classify", "regress", "preference", "rated", "prompt"]
@@ -57,7 +60,7 @@ class _Reading:
 
     log: ProblemLog = field(default_factory=ProblemLog)
     notes: sources.Notes = field(default_factory=sources.Notes)
-    records: list[Record] = field(default_factory=list)
+    records: Spool = field(default_factory=Spool)
     formats: dict[str, str] = field(default_factory=dict)
     unused: Counter[str] = field(default_factory=Counter)
 
@@ -76,7 +79,7 @@ def load_records(spec: DataSpec, base: Path | None = None, objective: Objective 
         if spec.limit is not None and len(reading.records) >= spec.limit:
             break
         _read_one(name, rows, spec, objective, reading)
-    if not reading.records and not reading.log.total:
+    if not len(reading.records) and not reading.log.total:
         reading.log.add("no rows", "There are no rows.", spec.path, "give a file with at least one row")
     reading.log.raise_errors()
     return _records(reading, source, spec)
@@ -125,10 +128,10 @@ def _read_one(name: str, rows: Iterator[Row], spec: DataSpec, objective: Objecti
             left = (column for column, value in row.value.items() if column not in used and value is not None)
             reading.unused.update(left)
         if is_judged:
-            reading.records += preferences.convert(row, form, objective, reading.log)
+            reading.records.extend(preferences.convert(row, form, objective, reading.log))
         else:
             record = convert(row, form, reading.log, needs_answer=objective == "sft")
-            reading.records += [] if record is None else [record]
+            reading.records.extend(() if record is None else (record,))
         if spec.limit is not None and len(reading.records) >= spec.limit:
             return
 
@@ -145,7 +148,7 @@ def _records(reading: _Reading, source: sources.Source, spec: DataSpec) -> Recor
     if spec.format != "auto":
         why += f" (format: {spec.format} was given)"
     return Records(
-        tuple(reading.records),
+        reading.records.done(),
         ", ".join(reading.formats),
         why,
         tuple(reading.log.all_warnings()),
@@ -179,7 +182,7 @@ def has_documents(records: Sequence[Record]) -> bool:
     return any(isinstance(record, Text) for record in records)
 
 
-def split(records: Sequence[Item], fraction: float, seed: int) -> tuple[list[Item], list[Item]]:
+def split(records: Sequence[Item], fraction: float, seed: int) -> tuple[Sequence[Item], Sequence[Item]]:
     """Return (train, held out): disjoint, together everything, in the original order.
 
     Held out are `round(fraction · n)` records, at least one when the fraction is above 0, and never all.
@@ -188,7 +191,7 @@ def split(records: Sequence[Item], fraction: float, seed: int) -> tuple[list[Ite
         DataError: there are too few records to split.
     """
     if fraction <= 0:
-        return list(records), []
+        return records, []
     if len(records) < 2:
         what = "A single row cannot be split into training and evaluation."
         remedy = (
@@ -196,9 +199,13 @@ def split(records: Sequence[Item], fraction: float, seed: int) -> tuple[list[Ite
         )
         raise DataError(Problem(what, "eval_fraction", remedy))
     count = min(max(1, round(fraction * len(records))), len(records) - 1)
-    held = set(random.Random(f"split {seed}").sample(range(len(records)), count))
-    train = [record for i, record in enumerate(records) if i not in held]
-    return train, [record for i, record in enumerate(records) if i in held]
+    if not on_disk(records):
+        held = set(random.Random(f"split {seed}").sample(range(len(records)), count))
+        train = [record for i, record in enumerate(records) if i not in held]
+        return train, [record for i, record in enumerate(records) if i in held]
+    is_held = np.zeros(len(records), dtype=bool)
+    is_held[random.Random(f"split {seed}").sample(range(len(records)), count)] = True
+    return Part(records, np.flatnonzero(~is_held)), Part(records, np.flatnonzero(is_held))
 
 
 def fingerprint(files: Sequence[Path]) -> dict[str, object]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from luthier.core.errors import DataError, Problem
 from luthier.data.records import Conversation, Preference, PromptAnswer, Rated, Record
-from luthier.data.render import Counts, Rendered, Renderer, Row
+from luthier.data.render import CHUNK, Counts, Rendered, Renderer, Row
 from luthier.data.store import ExampleStore, StoreBuilder
 from luthier.data.tally import Tally, notes
 
@@ -37,6 +37,11 @@ class PairRenderer:
     def __init__(self, renderer: Renderer) -> None:
         self.renderer = renderer
 
+    @property
+    def settings(self) -> dict[str, object]:
+        """What the result depends on besides the records and the tokenizer."""
+        return {**self.renderer.settings, "kind": "pairs"}
+
     def render_all(self, records: Sequence[Record]) -> Rendered:
         """Render every record.
 
@@ -44,9 +49,8 @@ class PairRenderer:
             DataError: rows are too long, cannot be written by the template, or do not begin alike.
         """
         tally, builder = Tally(), StoreBuilder()
-        pairs = [record for record in records if isinstance(record, Preference)]
-        rated = [record for record in records if isinstance(record, Rated)]
-        for sides in self._pairs(pairs, tally) if pairs else self._rated(rated, tally):
+        are_pairs = bool(len(records)) and isinstance(records[0], Preference)
+        for sides in self._pairs(records, tally) if are_pairs else self._rated(records, tally):
             self._keep(sides, builder, tally)
         tally.log.raise_errors()
         tally.overlong.raise_if_any(self.renderer.max_length or 0, self.renderer.context)
@@ -58,18 +62,22 @@ class PairRenderer:
             )
         return Rendered(store, self._counts(records, store, tally))
 
-    def _pairs(self, records: Sequence[Preference], tally: Tally) -> Iterator[_Sides]:
-        has_margins = any(record.margin is not None for record in records)
-        flat: list[Conversation | PromptAnswer] = [side for r in records for side in (r.chosen, r.rejected)]
-        rows = self.renderer.rows(flat, tally)
-        for record in records:
-            chosen, rejected = next(rows), next(rows)
-            if chosen is not None and rejected is not None:
-                margin = record.margin or 0.0
-                yield _Sides((chosen, rejected), record.source, {"margin": (margin, margin)} if has_margins else {})
+    def _pairs(self, records: Sequence[Record], tally: Tally) -> Iterator[_Sides]:
+        has_margins = any(isinstance(record, Preference) and record.margin is not None for record in records)
+        for start in range(0, len(records), CHUNK // 2):
+            chunk = [record for record in records[start : start + CHUNK // 2] if isinstance(record, Preference)]
+            flat: list[Conversation | PromptAnswer] = [side for r in chunk for side in (r.chosen, r.rejected)]
+            rows = self.renderer.rows(flat, tally)
+            for record in chunk:
+                chosen, rejected = next(rows), next(rows)
+                if chosen is not None and rejected is not None:
+                    margin = record.margin or 0.0
+                    extras = {"margin": (margin, margin)} if has_margins else {}
+                    yield _Sides((chosen, rejected), record.source, extras)
 
-    def _rated(self, records: Sequence[Rated], tally: Tally) -> Iterator[_Sides]:
+    def _rated(self, several: Sequence[Record], tally: Tally) -> Iterator[_Sides]:
         """Put behind each prompt its answer and that of the next row with another prompt."""
+        records = [record for record in several if isinstance(record, Rated)]
         rows = list(self.renderer.rows([record.answer for record in records], tally))
         good = [(record, row) for record, row in zip(records, rows) if row is not None and row.weights.any()]
         tally.untrained += sum(row is not None for row in rows) - len(good)

@@ -67,10 +67,12 @@ class Rendered:
             windows (examples that are pieces of long documents), end_tokens_trained (share of rows that end with a
             trained end token), longest, median_length, unknown_tokens, lost_characters, notes (sentences for the
             screen).
+        origin: where the tokens were read from or are kept, in a few words; nothing for those that are just made.
     """
 
     store: ExampleStore
     counts: Counts
+    origin: str = ""
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,17 @@ class Renderer:
         self._ends: dict[str, frozenset[int]] = {}
         special = sorted(special_tokens(tokenizer).values(), key=len, reverse=True)
         self._special_text = re.compile("|".join(map(re.escape, special)) or r"(?!)")
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """What the result depends on besides the records and the tokenizer."""
+        return {
+            "kind": "lm" if self.is_lm else "sft",
+            "train_on": self.train_on,
+            "max_length": self.max_length,
+            "on_overlong": self.on_overlong,
+            "hides_reasoning": self.hides_reasoning,
+        }
 
     def render_all(self, records: Sequence[Record]) -> Rendered:
         """Render every record.

@@ -1,10 +1,14 @@
-"""Rendered examples, held compactly: flat arrays and borders, so that a million short rows need no million objects."""
+"""Rendered examples, held compactly: flat arrays and borders, so that a million short rows need no million objects.
+
+What grows beyond some megabytes while it is built goes to a temporary file and is mapped into memory from there.
+"""
 
 from __future__ import annotations
 
+import tempfile
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
-from typing import overload
+from typing import IO, overload
 
 import numpy as np
 
@@ -43,7 +47,7 @@ class ExampleStore(Sequence[Example]):
         self.codes_T = codes_T
         self.palette = palette
         self.borders = borders
-        self._places = places
+        self.places = places
         self.extras = extras or {}
         self.branches_S = branches_S
         self.sequences = sequences if sequences is not None else np.arange(len(borders))
@@ -66,7 +70,7 @@ class ExampleStore(Sequence[Example]):
         branches = () if self.branches_S is None else tuple(int(n) for n in self.branches_S[own] if n)
         extras = {name: values[own] if branches else float(values[own][0]) for name, values in self.extras.items()}
         weights = self.palette[self.codes_T[here]]
-        return Example(self.tokens_T[here], weights, self._places[index], extras, branches)
+        return Example(self.tokens_T[here], weights, self.places[index], extras, branches)
 
     def __iter__(self) -> Iterator[Example]:
         return (self[i] for i in range(len(self)))
@@ -82,36 +86,79 @@ class ExampleStore(Sequence[Example]):
         return self.tokens_T.nbytes + self.codes_T.nbytes + self.borders.nbytes
 
 
+def split_source(source: str) -> tuple[str, int]:
+    """Return (file, line) of `file:line`; the line is -1 where there is none."""
+    name, _, line = source.rpartition(":")
+    return (name, int(line)) if line.isdecimal() else (source, -1)
+
+
 class SourceTable:
     """`file:line` of many rows as two numbers each."""
 
-    def __init__(self) -> None:
-        self._names: dict[str, int] = {}
-        self._list: list[str] = []
-        self._file = array("l")
-        self._line = array("q")
+    def __init__(
+        self, names: Sequence[str] = (), files: np.ndarray | None = None, lines: np.ndarray | None = None
+    ) -> None:
+        self._names: dict[str, int] = {name: index for index, name in enumerate(names)}
+        self.names: list[str] = list(names)
+        self._file: array[int] | np.ndarray = array("i") if files is None else files
+        self._line: array[int] | np.ndarray = array("q") if lines is None else lines
+
+    @property
+    def numbers(self) -> tuple[np.ndarray, np.ndarray]:
+        """(N,) int32 which name, and (N,) int64 lines; -1 for a source without one."""
+        return np.asarray(self._file, dtype=np.int32), np.asarray(self._line, dtype=np.int64)
 
     def add(self, source: str) -> None:
-        name, _, line = source.rpartition(":")
-        if not line.isdecimal():
-            name, line = source, "-1"
+        name, line = split_source(source)
         if name not in self._names:
-            self._names[name] = len(self._list)
-            self._list.append(name)
+            self._names[name] = len(self.names)
+            self.names.append(name)
+        assert isinstance(self._file, array), "a table that was read does not grow"
+        assert isinstance(self._line, array)
         self._file.append(self._names[name])
-        self._line.append(int(line))
+        self._line.append(line)
 
     def __getitem__(self, index: int) -> str:
-        name, line = self._list[self._file[index]], self._line[index]
+        name, line = self.names[self._file[index]], int(self._line[index])
         return name if line < 0 else f"{name}:{line}"
+
+
+class _Growing:
+    """Numbers that are added to without end; beyond some megabytes they stand on disk."""
+
+    HELD = 8 << 20
+    """Bytes kept in memory."""
+
+    def __init__(self, dtype: type[np.generic]) -> None:
+        self.dtype = np.dtype(dtype)
+        self.count = 0
+        self._held = bytearray()
+        self._file: IO[bytes] | None = None
+
+    def extend(self, values: np.ndarray) -> None:
+        self._held += np.ascontiguousarray(values, dtype=self.dtype).tobytes()
+        self.count += len(values)
+        if len(self._held) > self.HELD:
+            self._file = self._file or tempfile.TemporaryFile(prefix="luthier-tokens-")  # noqa: SIM115  # see `build`
+            self._file.write(self._held)
+            self._held = bytearray()
+
+    def build(self) -> np.ndarray:
+        if self._file is None:
+            return np.frombuffer(self._held, dtype=self.dtype) if self._held else np.zeros(0, self.dtype)
+        with self._file as file:
+            file.write(self._held)
+            file.flush()
+            # A plain array over the map: slices of numpy's own kind of map cost ten times as much.
+            return np.asarray(np.memmap(file, dtype=self.dtype, mode="r", shape=(self.count,)))
 
 
 class StoreBuilder:
     """Grow a store one example at a time."""
 
     def __init__(self) -> None:
-        self._tokens = array("i")
-        self._codes = array("B")
+        self._tokens = _Growing(np.int32)
+        self._codes = _Growing(np.uint8)
         self._borders = array("q", [0])
         self._palette: dict[float, int] = {0.0: 0, 1.0: 1}
         self._places = SourceTable()
@@ -146,9 +193,9 @@ class StoreBuilder:
                     )
                 )
             codes[weights == value] = code
-        self._tokens.frombytes(np.ascontiguousarray(tokens, dtype=np.int32).tobytes())
-        self._codes.frombytes(codes.tobytes())
-        self._borders.append(len(self._tokens))
+        self._tokens.extend(tokens)
+        self._codes.extend(codes)
+        self._borders.append(self._tokens.count)
         self._places.add(source)
         self._branches.extend(branches or (0,))
         self._sequences.append(len(self._branches))
@@ -159,8 +206,8 @@ class StoreBuilder:
     def build(self) -> ExampleStore:
         """Return the store; the builder may not be used again."""
         return ExampleStore(
-            np.frombuffer(self._tokens, dtype=np.int32) if self._tokens else np.zeros(0, np.int32),
-            np.frombuffer(self._codes, dtype=np.uint8) if self._codes else np.zeros(0, np.uint8),
+            self._tokens.build(),
+            self._codes.build(),
             np.array(list(self._palette), dtype=np.float32),
             np.frombuffer(self._borders, dtype=np.int64),
             self._places,

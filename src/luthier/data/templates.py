@@ -119,11 +119,19 @@ def settle_template(tokenizer: PreTrainedTokenizerBase, records: Sequence[Record
     if name is not None:
         install(tokenizer, name)
         return f"the chat template is {name}, as the recipe says; it is saved with the model"
-    records = [turns_of(r) if isinstance(r, Preference | Rated | Asked) else r for r in records]
-    if not tokenizer.chat_template and any(isinstance(r, PromptAnswer) and r.is_instruction for r in records):
+    if tokenizer.chat_template:
+        return None
+    asked = [False, False]  # any prompt with an answer, any of them an instruction
+    for record in records:
+        row = turns_of(record) if isinstance(record, Preference | Rated | Asked) else record
+        if isinstance(row, PromptAnswer):
+            asked = [True, row.is_instruction]
+        if asked[1]:
+            break
+    if asked[1]:
         install(tokenizer, "alpaca")
         return "the model has no chat template; the Alpaca prompt is used and saved with the model as its template"
-    if not tokenizer.chat_template and any(isinstance(r, PromptAnswer) for r in records):
+    if asked[0]:
         return "the model has no chat template: a row is the prompt followed by its answer, with nothing between them"
     return None
 

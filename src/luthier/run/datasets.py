@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -41,7 +42,10 @@ from luthier.run.screen import Screen
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from luthier.data.render import Counts, Rendered
+    from luthier.data.asked import PromptRenderer
+    from luthier.data.labelled import LabelledRenderer
+    from luthier.data.pairs import PairRenderer
+    from luthier.data.render import Counts, Rendered, Renderer
     from luthier.run.config import Recipe
 
 HISTOGRAM_BARS = 24
@@ -143,26 +147,27 @@ class Rendering:
 
     def render(self, records: Sequence[Record], form: DataForm, trains: bool = False) -> Rendered:
         """Return the examples of records, as the recipe says; with the weights of classes if they are trained on."""
+        from luthier.data.token_cache import rendered_once
+
+        renderer = self._renderer(form, trains)
+        return rendered_once(records, self.tokenizer, renderer.settings, lambda: renderer.render_all(records))
+
+    def _renderer(self, form: DataForm, trains: bool) -> Renderer | PairRenderer | LabelledRenderer | PromptRenderer:
         from luthier.data.asked import PromptRenderer
         from luthier.data.labelled import LabelledRenderer
         from luthier.data.pairs import PairRenderer
         from luthier.data.render import Renderer
 
-        objective = self.recipe.objective
+        objective, on_overlong = self.recipe.objective, self.recipe.on_overlong
         if self.numbers is not None:
-            return LabelledRenderer(
-                self.tokenizer, self.numbers, (), self.max_length, self.recipe.on_overlong, self.context
-            ).render_all(records)
+            return LabelledRenderer(self.tokenizer, self.numbers, (), self.max_length, on_overlong, self.context)
         if isinstance(objective, Classify):
             assert self.classes is not None
             weights = objective.weights_for(self.classes.balanced_weights()) if trains else ()
-            return LabelledRenderer(
-                self.tokenizer, self.classes, weights, self.max_length, self.recipe.on_overlong, self.context
-            ).render_all(records)
+            return LabelledRenderer(self.tokenizer, self.classes, weights, self.max_length, on_overlong, self.context)
         if isinstance(objective, Online) and form == "prompt":
-            return PromptRenderer(
-                self.tokenizer, self.max_length, objective.drawing.max_new_tokens, self.recipe.on_overlong, self.context
-            ).render_all(records)
+            room = objective.drawing.max_new_tokens
+            return PromptRenderer(self.tokenizer, self.max_length, room, on_overlong, self.context)
         is_judged = form in ("preference", "rated")
         renderer = Renderer(
             self.tokenizer,
@@ -170,11 +175,11 @@ class Rendering:
             # Of judged answers only what was judged is compared.
             train_on="assistant" if is_judged else self.recipe.train_on,
             max_length=self.max_length,
-            on_overlong=self.recipe.on_overlong,
+            on_overlong=on_overlong,
             context=self.context,
             hides_reasoning=self.recipe.reasoning == "hidden" and form == "conversation",
         )
-        return PairRenderer(renderer).render_all(records) if is_judged else renderer.render_all(records)
+        return PairRenderer(renderer) if is_judged else renderer
 
 
 def announce(recipe: Recipe, found: Examined, run: RunDir, screen: Screen) -> None:
@@ -246,6 +251,10 @@ def render_stage(rendering: Rendering, found: Examined, run: RunDir, screen: Scr
     shown = _shown(found, data, recipe.samples)
     data.samples = [Sample(r, prompt_text(r), _class_name(r, found.classes) or answer_of(r) or _rest(r)) for r in shown]
     data.summary = _summary(found, counts, np.concatenate([part.train.lengths for part in sets]))
+    for part, found_part in zip(sets, rendered):
+        if found_part.origin:
+            called = f"{part.name}: " if len(sets) > 1 else ""
+            screen.fact("tokens", called + found_part.origin)
     if len(sets) > 1:
         data.summary["sets"] = set_summaries(found.sets, rendered)
     notes = _strings(counts["notes"])
@@ -274,11 +283,17 @@ def _shown(found: Examined, data: StageData, count: int) -> Sequence[Record]:
 def _to_show(records: Sequence[Record], examples: Sequence[Example], count: int) -> Sequence[Record]:
     """Return the rows whose answers are shown: of pairs those of the first examples, of rated answers good ones."""
     if any(isinstance(record, Preference) for record in records[:1]):
-        by_source = {record.source: record for record in records}
-        return [by_source[examples[index].source] for index in range(min(count, len(examples)))]
+        wanted = [examples[index].source for index in range(min(count, len(examples)))]
+        by_source: dict[str, Record] = {}
+        for record in records:
+            if len(by_source) == len(wanted):
+                break
+            if record.source in wanted:
+                by_source[record.source] = record
+        return [by_source[source] for source in wanted]
     if any(isinstance(record, Rated) for record in records[:1]):
-        good = [record for record in records if isinstance(record, Rated) and record.is_good]
-        return (good or records)[:count]
+        good = list(islice((r for r in records if isinstance(r, Rated) and r.is_good), count))
+        return good or records[:count]
     return records[:count]
 
 

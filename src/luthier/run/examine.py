@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Literal, cast
 
 from luthier.core.component import kinds
@@ -18,6 +19,7 @@ from luthier.data.mixture import names_of
 from luthier.data.reasoning import has_reasoning, stripped
 from luthier.data.records import Asked, Conversation, Preference, Rated, Record, turns_of
 from luthier.data.spec import DataSpec
+from luthier.data.spool import Spool
 from luthier.data.templates import TEMPLATES
 from luthier.data.views import joined
 from luthier.models.files import ModelFacts, inspect_model
@@ -241,9 +243,9 @@ def _without_reasoning(records: Records) -> Records:
     said = records.counts["notes"]
     assert isinstance(said, list)
     note = f"the reasoning was taken out of {count:,} rows (reasoning: stripped)"
-    return replace(
-        records, records=tuple(map(stripped, records.records)), counts={**records.counts, "notes": [*said, note]}
-    )
+    kept = Spool()
+    kept.extend(map(stripped, records.records))
+    return replace(records, records=kept.done(), counts={**records.counts, "notes": [*said, note]})
 
 
 def _unreasoned(recipe: Recipe, data: Records | None) -> list[Problem]:
@@ -300,7 +302,7 @@ def _find_classes(recipe: Recipe, found: Examined) -> None:
         found.data_problems += [replace(p, where=known.get(p.where, p.where)) for p in error.problems]
         return
     others = (*found.tasks, *found.general, *found.watched)
-    measured = [*found.held_records, *(row for _, rows in others for row in rows.records)]
+    measured = chain(found.held_records, (row for _, rows in others for row in rows.records))
     found.data_problems += unknown_labels(measured, found.classes)
     given = recipe.objective.weights_for(found.classes.balanced_weights())
     if given and len(given) != len(found.classes):
