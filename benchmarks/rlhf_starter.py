@@ -16,13 +16,13 @@ import argparse
 import datetime
 import json
 import os
-import resource
 import runpy
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -75,18 +75,21 @@ def run(seed: int, home: Path, overrides: list[str]) -> tuple[Path, dict[str, fl
     """Train the line of the recipe, and return its folder with what it took."""
     folder = home / f"rlhf-{seed}"
     command = [sys.executable, "-m", "luthier", "train", str(RECIPE), f"seed={seed}", f"run={folder}", *overrides]
-    before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"seed {seed} failed:\n{done.stdout[-2000:]}{done.stderr[-3000:]}")
-    wall, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return folder, {"wall_seconds": wall, "cpu_seconds": cpu, "peak_mib": after.ru_maxrss / 1024}
+    started = time.perf_counter()
+    with (home / f"{seed}.log").open("w", encoding="utf-8") as log:
+        # In a session of its own, so that on a shared machine each run gets the share of one.
+        running = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        _, status, took = os.wait4(running.pid, 0)  # what this process alone has taken
+    if status:
+        said = (home / f"{seed}.log").read_text(encoding="utf-8")
+        raise SystemExit(f"seed {seed} failed:\n{said[-3000:]}")
+    wall = time.perf_counter() - started
+    cpu = took.ru_utime + took.ru_stime
+    return folder, {"wall_seconds": wall, "cpu_seconds": cpu, "peak_mib": took.ru_maxrss / 1024}
 
 
-def measured(seed: int, home: Path, overrides: list[str], base: np.ndarray) -> dict[str, object]:
-    """Run once and return all that is claimed of it."""
-    folder, took = run(seed, home, overrides)
+def measured(seed: int, folder: Path, took: dict[str, float], base: np.ndarray) -> dict[str, object]:
+    """Return all that is claimed of a finished run."""
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     reward = report["stages"][0]["eval"]["after"]
     [metrics] = folder.glob("*-ppo/metrics.jsonl")
@@ -115,6 +118,7 @@ def main() -> None:
     """Run the seeds, print, and write benchmarks/results/NAME.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--jobs", type=int, default=1, help="runs at the same time; 1 for seconds that mean something")
     parser.add_argument("--name", default=f"rlhf_starter-{datetime.date.today().isoformat()}")
     parser.add_argument("--set", nargs="*", default=[], help="overrides of the recipe, such as stages.1.max_steps=40")
     options = parser.parse_args()
@@ -123,9 +127,10 @@ def main() -> None:
     base, told, answers = true_score("starter")
     print(f"before: warmth {base.mean():.2f} ({told['mean_tokens']:.0f} tokens, {told['ended']:.0%} ended)", flush=True)
     found = []
-    with tempfile.TemporaryDirectory() as home:
-        for seed in options.seeds:
-            result = measured(seed, Path(home), options.set, base)
+    with tempfile.TemporaryDirectory() as home, ThreadPoolExecutor(options.jobs) as pool:
+        runs = pool.map(lambda seed: run(seed, Path(home), options.set), options.seeds)
+        for seed, (folder, took) in zip(options.seeds, runs):
+            result = measured(seed, folder, took, base)
             found.append(result)
             print(
                 f"seed {seed}: reward model {result['reward_model']['held-out accuracy']:.3f}, "  # type: ignore[index]
@@ -143,6 +148,7 @@ def main() -> None:
         "environment": collect_environment(),
         "threads": os.environ.get("OMP_NUM_THREADS", "chosen by luthier"),
         "load_average": os.getloadavg(),
+        "runs_at_once": options.jobs,
         "recipe": RECIPE.read_text(encoding="utf-8"),
         "overrides": options.set,
         "true_score_before": float(base.mean()),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +18,16 @@ from torch import Tensor
 from families import FAMILIES, NAMES, build, config, enlarge, tokenizer
 from luthier.core.batch import Example, collate
 from luthier.core.component import component_class, kinds
+from luthier.methods.full import Full
 from luthier.models.causal import CausalModel, probe
 from luthier.models.classifier import Classifier, probe_classifier
 from luthier.models.load import load_model
 from luthier.models.loaded import LoadedModel
 from luthier.objectives.base import Objective
 from luthier.objectives.pairs import answer_logps
+from luthier.train.engine import NonFiniteError
 from luthier.train.microbatch import Cut
+from training import engine
 
 VARIANTS: list[dict[str, object]] = [
     {"kind": "dpo"},
@@ -236,3 +240,18 @@ def test_a_prompt_that_both_answers_share_gives_the_gradient_of_two_rows(
         found.append(_step(model, objective, [examples]))
     assert found[0][0] == pytest.approx(found[1][0], abs=1e-5)
     _assert_same(found[0][1], found[1][1])
+
+
+@pytest.mark.parametrize("variant", [{"kind": "simpo"}, {"kind": "orpo"}, {"kind": "dpo", "length_normalized": True}])
+def test_an_answer_without_a_trained_token_stops_the_step_before_a_weight_moves(variant: dict[str, object]) -> None:
+    """Its mean log-probability is none. Rendering leaves such rows out and counts them; this is for who does not."""
+    model = CausalModel(build("llama"), tokenizer(), "llama", "")
+    probe(model)
+    running = engine(model, Full(), _objective(variant))
+    judged = rows(str(variant["kind"]))
+    untrained = judged[2].weights.copy()
+    untrained[-judged[2].branches[1] :] = 0.0
+    before = {n: p.detach().clone() for n, p in model.module.named_parameters()}
+    with pytest.raises(NonFiniteError, match=r"rows\.jsonl:3"):
+        running.train_step([*judged[:2], replace(judged[2], weights=untrained)])
+    assert all(torch.equal(p, before[n]) for n, p in model.module.named_parameters())

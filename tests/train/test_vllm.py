@@ -265,6 +265,7 @@ def test_a_recipe_with_a_server_trains_and_leaves_it_as_it_was(
         recipe = _recipe(tmp_path, family_folder("llama"), server.url, {"kind": "lora", "rank": 2})
         done = luthier(capsys, "train", recipe, "--json")
         assert done.code == 0, done.err
+        assert f"by the vLLM server at {server.url}, which serves served-base" in done.err
         assert server.adapters == {}
         assert len(set(server.weights)) == 3, "before, after one step, after two"
     [file] = (tmp_path / "run").glob("*/metrics.jsonl")

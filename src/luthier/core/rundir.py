@@ -82,6 +82,11 @@ class StageDir:
         return self.path / "frozen_states"
 
     @property
+    def adapters(self) -> Path:
+        """Where a vLLM server finds the adapter that is to write answers; there while the run trains."""
+        return self.path / "adapters"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 

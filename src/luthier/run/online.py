@@ -103,7 +103,7 @@ def _open_server(url: str, recipe: Recipe, folder: StageDir) -> VllmServer:
         what = "The stage stands on an adapter that stays in memory, and a server has the base alone."
         remedy = "write adapter: merge for this stage, and serve the folder model/ of the stage before it"
         raise UserError(Problem(what, recipe.place("objective.vllm"), remedy))
-    return VllmServer(url, folder.path / "adapters")
+    return VllmServer(url, folder.adapters)
 
 
 def updates_of(objective: Objective) -> int:

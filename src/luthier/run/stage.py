@@ -70,6 +70,8 @@ def _run_stage(
     asking = open_asking(recipe, folder, data.asked)
     if asking is not None:
         opened.callback(asking.close)
+        if asking.server is not None:
+            screen.fact("answers", f"by the vLLM server at {asking.server.url}, which serves {asking.server.model}")
     found.release_rows()
     several = data.classes is not None and data.classes.is_multi
     model = load_for(recipe, rendering.tokenizer, name_classes(recipe, folder, data), several)

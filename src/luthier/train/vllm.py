@@ -60,11 +60,16 @@ class VllmServer:
         folder: where adapters lie for the server to read; it is this object's own.
         clock: time, so that tests need none.
 
+    Attributes:
+        model: the name of the base that is served.
+        context: the longest sequence that the server takes, in tokens; None where it does not say.
+
     Raises:
         UserError: there is no such server, or it serves no model.
     """
 
     def __init__(self, url: str, folder: Path, clock: Clock | None = None) -> None:
+        self.url = url
         self._wire = Wire(url, PATIENCE, clock)
         self._folder = folder.resolve()
         self._prefix = f"luthier-{hashlib.sha256(str(self._folder).encode()).hexdigest()[:8]}-"
