@@ -11,6 +11,7 @@ import yaml
 from luthier.cli.cards import cards
 from luthier.cli.new import _SECTIONS as SECTIONS
 from luthier.core.component import kinds
+from luthier.evaluate.tasks.base import Task
 from luthier.methods.base import Method
 from luthier.objectives.base import Objective
 from luthier.regularizers.base import Regularizer
@@ -26,6 +27,8 @@ PARTS = {
     "forgetting": "Forgetting",
     "gate": "Gate",
 }
+_HOMES = {"regularizer": "regularizers", "task": "evaluate"}
+"""Families that stand in a recipe as a list, with its key."""
 _REF = "#/$defs/"
 _BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 _LARGE = 2**31
@@ -85,6 +88,8 @@ ENGLISH = Words(
         "part": "text, or a mapping with `path`",
         "Mix": "a mapping with `temperature`, `max_examples`",
         "EvalTask": "mappings with `name`, `data`, `metric`",
+        "Task": "mappings with `kind`, YAML files, `lm_eval:NAME`",
+        "Reward": "a reward",
         "Forgetting": "text, a list, or a mapping with `data`",
         "GeneralSet": "texts, or mappings with `path`",
         "Gate": "mappings with `task`",
@@ -126,6 +131,8 @@ CHINESE = Words(
         "part": "文本，或带 `path` 的映射",
         "Mix": "带 `temperature`、`max_examples` 的映射",
         "EvalTask": "带 `name`、`data`、`metric` 的映射",
+        "Task": "带 `kind` 的映射、YAML 文件、`lm_eval:名称`",
+        "Reward": "一种奖励",
         "Forgetting": "文本、列表，或带 `data` 的映射",
         "GeneralSet": "文本，或带 `path` 的映射",
         "Gate": "带 `task` 的映射",
@@ -140,10 +147,11 @@ CHINESE = Words(
 def chinese_texts() -> dict[str, dict[str, str]]:
     """Return what each key does, in Chinese, by part of the recipe; components that know Chinese say it themselves."""
     texts = yaml.safe_load(Path(__file__).with_name("recipe_zh.yaml").read_text(encoding="utf-8"))
-    for family in ("method", "objective", "regularizer"):
+    for family in ("method", "objective", "regularizer", "task"):
         for kind, component in kinds(family).items():
-            assert issubclass(component, Method | Objective | Regularizer)
-            said = {name: component.zh[name] for name in component.model_fields if name in component.zh}
+            assert issubclass(component, Method | Objective | Regularizer | Task)
+            known = {**Task.zh, **component.zh} if issubclass(component, Task) else component.zh
+            said = {name: known[name] for name in component.model_fields if name in known}
             texts |= {f"{family}.{kind}": said} if said else {}
     return texts
 
@@ -159,7 +167,7 @@ def described() -> dict[str, dict[str, Schema]]:
         found[part] = (whole["anyOf"][1] if "anyOf" in whole else whole)["properties"]
     shared = found["data"]  # what one of several sets takes as well stands in the table before
     found["data[]"] = {name: field for name, field in found["data[]"].items() if name not in shared}  # type: ignore[operator]
-    for family in FAMILIES:
+    for family in (*FAMILIES, "task"):
         for kind in kinds(family):
             fields = definitions[f"{family}.{kind}"]["properties"]
             found[f"{family}.{kind}"] = {name: field for name, field in fields.items() if name != "kind"}
@@ -174,15 +182,15 @@ def page(words: Words, texts: Mapping[str, Mapping[str, str]] | None = None) -> 
         lines += ["", f"## {title}", *_table("recipe", {key: parts["recipe"][key] for key in keys}, words, texts)]
     for part, title in words.parts.items():
         lines += ["", f"## {title}", *_table(part, parts[part], words, texts)]
-    for family in FAMILIES:
-        lines += ["", f"## `{'regularizers' if family == 'regularizer' else family}`"]
+    for family in (*FAMILIES, "task"):
+        lines += ["", f"## `{_HOMES.get(family, family)}`"]
         if family == "method":
             lines += [words.more, "", *_methods(words)]
             continue
         for kind in kinds(family):
             component = words.component.format(family=family, kind=kind)
             # A recipe has a list of them.
-            component = f"`regularizers: [{{kind: {kind}}}]`" if family == "regularizer" else component
+            component = f"`{_HOMES[family]}: [{{kind: {kind}}}]`" if family in _HOMES else component
             lines += ["", f"### {component}"]
             lines += _table(f"{family}.{kind}", parts[f"{family}.{kind}"], words, texts)
     return "\n".join(lines) + "\n"

@@ -125,7 +125,7 @@ def test_a_recipe_on_a_page_parses(block: Block, tmp_path: Path) -> None:
 
 def test_pages_mention_no_key_that_does_not_exist() -> None:
     parts = [Recipe, ModelSpec, DataSpec, DataSet, Mix, EvalTask, StageKeys, Gate, Forgetting, GeneralSet]
-    parts += [cls for family in FAMILIES for cls in kinds(family).values()]
+    parts += [cls for family in (*FAMILIES, "task") for cls in kinds(family).values()]
     known = {name for part in parts for name in part.model_fields}
     # Not keys of a recipe: fields of a data row, a tensor's shape.
     others = {"split"}

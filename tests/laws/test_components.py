@@ -16,7 +16,7 @@ import luthier
 from luthier.core.component import Component, StageFacts, component_class, kinds
 from luthier.core.errors import RecipeError
 
-FAMILIES = ["method", "objective", "optimizer", "schedule", "reward", "regularizer"]
+FAMILIES = ["method", "objective", "optimizer", "schedule", "reward", "regularizer", "task"]
 MEMBERS = [(family, kind) for family in FAMILIES for kind in kinds(family)]
 # Values other than the defaults, so that a round trip that loses something is seen.
 UNUSUAL = {
@@ -53,6 +53,19 @@ UNUSUAL = {
     ("regularizer", "ewc"): {"data": {"path": "general.jsonl", "limit": 9}, "weight": 3.0, "rows": 5},
     ("regularizer", "replay"): {"data": {"path": "general.jsonl", "limit": 9}, "share": 0.25},
     ("regularizer", "neftune"): {"alpha": 10.0},
+    ("task", "loss"): {"data": {"path": "held.jsonl", "limit": 9}, "name": "held", "limit": 5, "every": 10},
+    ("task", "multiple_choice"): {"data": {"path": "a.jsonl"}, "normalized": True, "shots": 3, "letters": True},
+    ("task", "minimal_pairs"): {"data": {"path": "a.csv"}, "name": "pairs"},
+    ("task", "continuation"): {"data": {"path": "a.jsonl"}},
+    ("task", "exact_match"): {"data": {"path": "a.jsonl"}, "max_new_tokens": 9},
+    ("task", "f1"): {"data": {"path": "a.jsonl"}, "stop": "\n"},
+    ("task", "rouge"): {"data": {"path": "a.jsonl"}, "stop": "\n"},
+    ("task", "bleu"): {"data": {"path": "a.jsonl"}, "max_new_tokens": 9},
+    ("task", "chrf"): {"data": {"path": "a.jsonl"}, "max_new_tokens": 9},
+    ("task", "classification"): {"data": {"path": "a.csv"}, "by": "answer", "names": {"0": "no"}, "score": "macro_f1"},
+    ("task", "code"): {"data": {"path": "a.jsonl"}, "run_code": True, "samples": 4, "k": 2, "temperature": 0.8},
+    ("task", "judge"): {"data": {"path": "a.jsonl"}, "judge": {"kind": "length", "at_most": 80}, "stop": "\n"},
+    ("task", "lm_eval"): {"task": "mine", "include": "tasks", "shots": 2, "chat": True, "score": "acc_norm"},
     ("reward", "exact_match"): {"column": "truth", "ignore_case": True},
     ("reward", "regex"): {"pattern": "a+", "full": True, "match": 2.0, "no_match": -1.0},
     ("reward", "length"): {"at_most": 80, "at_least": 10, "slack": 20},
@@ -113,6 +126,7 @@ def test_its_class_carries_a_docstring_and_what_the_pages_show(family: str, kind
         "method": ("title", "summary", "principle", "equation", "paper", "moves", "typical_share", "when", "when_not"),
         "objective": ("title", "summary", "paper"),
         "regularizer": ("title", "summary", "paper", "when", "when_not"),
+        "task": ("title", "summary", "metric"),
     }
     for name in shown.get(family, ()):
         assert str(getattr(cls, name)).strip(), name

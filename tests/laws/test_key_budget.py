@@ -30,7 +30,7 @@ def test_an_ordinary_run_has_about_sixty_keys():
 def test_no_component_asks_for_more_than_sixteen_things():
     many = {
         f"{family} {kind}": len(keys(cls))
-        for family in ("method", "objective", "optimizer", "schedule", "reward", "regularizer")
+        for family in ("method", "objective", "optimizer", "schedule", "reward", "regularizer", "task")
         for kind, cls in kinds(family).items()
         if len(keys(cls)) > 16
     }

@@ -282,11 +282,17 @@ def test_a_dump_parses_to_an_equal_recipe(values: dict[str, object], tmp_path_fa
         assert load_recipe(path) == original
 
 
-NEEDED: dict[str, object] = {"teacher": "runs/big", "data": "general.jsonl", "reward": "exact_match"}
+NEEDED: dict[str, object] = {
+    "teacher": "runs/big",
+    "data": "general.jsonl",
+    "reward": "exact_match",
+    "judge": "exact_match",
+    "task": "mine",
+}
 """Fields without a default, of components that mean nothing without them."""
 
 
-@pytest.mark.parametrize("family", ["method", "objective", "optimizer", "schedule", "regularizer"])
+@pytest.mark.parametrize("family", ["method", "objective", "optimizer", "schedule", "regularizer", "task"])
 def test_every_component_dumps_to_what_parses_to_it(family: str):
     for kind, cls in kinds(family).items():
         needed = {name for name, info in cls.model_fields.items() if info.is_required()}
@@ -295,7 +301,7 @@ def test_every_component_dumps_to_what_parses_to_it(family: str):
 
 
 def test_every_key_is_explained():
-    families = ("method", "objective", "optimizer", "schedule", "regularizer")
+    families = ("method", "objective", "optimizer", "schedule", "regularizer", "task")
     classes = [Recipe, ModelSpec, EvalTask, *(c for family in families for c in kinds(family).values())]
     silent = [f"{c.__name__}.{n}" for c in classes for n, f in c.model_fields.items() if not f.description]
     assert [name for name in silent if not name.endswith(".kind")] == []

@@ -202,7 +202,7 @@ def new(
 def evaluate(
     target: Target,
     data: Annotated[Path | None, typer.Option("--data", help="The rows to measure on.")] = None,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Measure only the first rows.")] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Measure only so many rows.")] = None,
     max_length: Annotated[int | None, typer.Option("--max-length", min=2, help="Cut longer rows to this.")] = None,
     train_on: Annotated[
         TrainOn | None, typer.Option("--train-on", help="Measure the answers, everything, or the last answer.")
@@ -210,12 +210,21 @@ def evaluate(
     chat_template: Annotated[
         str | None, typer.Option("--chat-template", help="A .jinja file in place of the model's own template.")
     ] = None,
+    task: Annotated[
+        list[str] | None,
+        typer.Option("--task", help="A task: its YAML file, a public file, KIND:FILE, lm_eval:NAME. Several times."),
+    ] = None,
     json: AsJson = False,
 ) -> None:
-    """Measure a run or a model: the loss on any rows.
+    """Measure a run or a model: the loss on any rows, or tasks.
 
     Example: luthier eval runs/recipe --data held-out.jsonl
     """
+    if task:
+        from luthier.cli import eval_tasks
+
+        eval_tasks.run(target, task, json, limit, eval_tasks.Idle(data, max_length, train_on, chat_template))
+        return
     from luthier.cli import eval as verb
 
     verb.run(target, data, json, limit, max_length, train_on, chat_template)

@@ -114,6 +114,15 @@ def entropies(hidden_MH: Tensor, head: Head) -> Tensor:
     return torch.cat(parts) if parts else hidden_MH.sum(1).float()
 
 
+def is_likeliest(hidden_MH: Tensor, head: Head, targets_M: Tensor) -> Tensor:
+    """Return whether each target is the token that is expected most, (M,) bool; without gradients."""
+    parts = [
+        head.logits(hidden_MH[rows]).argmax(-1) == targets_M[rows]
+        for rows in _chunks(len(targets_M), head.weight_VH.shape[0])
+    ]
+    return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.bool, device=hidden_MH.device)
+
+
 def _chunks(rows: int, vocabulary: int) -> Iterator[slice]:
     size = max(CHUNK_ROWS, CHUNK_BYTES // (4 * vocabulary))
     # Equal chunks: a last chunk of three rows would run its products at a fraction of the speed.

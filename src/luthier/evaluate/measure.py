@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 import torch
 
 from luthier.data.records import Record, Text, answer_of, prompt_of
@@ -68,11 +69,32 @@ def held_out_loss(model: LoadedModel, examples: Sequence[Example], cut: Cut | No
     return Score("loss", float(total) / max(count, 1e-12), len(examples), tokens)
 
 
+def loss_sums(model: LoadedModel, examples: Sequence[Example], cut: Cut | None = None) -> np.ndarray:
+    """Return of each example its negative log-likelihood and its weight, (N, 2): what a loss is the quotient of."""
+    sums_N2 = np.zeros((len(examples), 2))
+    order = sorted(range(len(examples)), key=lambda i: len(examples[i]))  # batches of one length hold no padding
+    at = 0
+    with model.evaluating():
+        for group in (cut or Cut()).apply([examples[i] for i in order], padded=not model.packs):
+            batch = model.collate(group)
+            terms_M = torch.stack([-model.logps(batch) * batch.weights_M, batch.weights_M], 1).double()
+            sums_S2 = torch.zeros((len(group), 2), dtype=torch.float64, device=terms_M.device)
+            sums_N2[order[at : at + len(group)]] = sums_S2.index_add(0, batch.sequence_M, terms_M).cpu().numpy()
+            at += len(group)
+    return sums_N2
+
+
 def exact_match(model: LoadedModel, records: Sequence[Record]) -> tuple[Score, list[str]]:
     """Return the share of answers equal to the reference (surrounding white space aside), and the answers."""
+    hits_N, answers = matches(model, records)
+    return Score("exact_match", float(hits_N.sum()) / max(len(records), 1), len(records)), answers
+
+
+def matches(model: LoadedModel, records: Sequence[Record]) -> tuple[np.ndarray, list[str]]:
+    """Return for each record 1 where the answer equals the reference, else 0, and the answers."""
     answers = answer(model, records, longest_answer(model, records))
-    hits = sum(given.strip() == answer_of(record).strip() for given, record in zip(answers, records))
-    return Score("exact_match", hits / max(len(records), 1), len(records)), answers
+    hits = [given.strip() == answer_of(record).strip() for given, record in zip(answers, records)]
+    return np.array(hits, dtype=np.float64), answers
 
 
 def longest_answer(model: LoadedModel, records: Sequence[Record]) -> int:
@@ -88,6 +110,13 @@ def longest_answer(model: LoadedModel, records: Sequence[Record]) -> int:
 def answer(model: LoadedModel, records: Sequence[Record], max_new_tokens: int = 64) -> list[str]:
     """Return the model's likeliest answer to each record's prompt; a document is continued from its beginning."""
     prompts = [prompt_tokens(model, record) for record in records]
+    new = generate(model, prompts, Sampling(max_new_tokens=max_new_tokens))
+    return [str(model.tokenizer.decode(tokens, skip_special_tokens=True)) for tokens in new]
+
+
+def complete(model: LoadedModel, records: Sequence[Record], max_new_tokens: int) -> list[str]:
+    """Return how the model goes on from each prompt, or from the end of each document."""
+    prompts = [list(render_prompt(model.tokenizer, record)) for record in records]
     new = generate(model, prompts, Sampling(max_new_tokens=max_new_tokens))
     return [str(model.tokenizer.decode(tokens, skip_special_tokens=True)) for tokens in new]
 

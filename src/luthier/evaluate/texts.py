@@ -7,6 +7,7 @@ import string
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
+from importlib.util import find_spec
 
 import numpy as np
 
@@ -21,6 +22,11 @@ ORDERS = 6
 def is_chinese(character: str) -> bool:
     """Return whether a character is written without spaces around words: Chinese characters and Japanese kana."""
     return "\u3040" <= character <= "\u30ff" or "\u3400" <= character <= "\u9fff" or "\uf900" <= character <= "\ufaff"
+
+
+def spaced(ending: str) -> str:
+    """Return a text as it goes on from another: behind a blank, but for languages that write none."""
+    return ending if is_chinese(ending[:1] or " ") else f" {ending}"
 
 
 def has_chinese(texts: Sequence[str]) -> bool:
@@ -51,16 +57,35 @@ def token_f1(answer: str, reference: str) -> float:
     return 2 * common / (len(said) + len(meant))
 
 
+def require_bleu() -> None:
+    """Raise where BLEU cannot be counted.
+
+    Raises:
+        MissingExtra: sacrebleu is not installed.
+    """
+    if find_spec("sacrebleu") is None:
+        raise MissingExtra("sacrebleu", "evaluate", "The task bleu")
+
+
+def require_rouge() -> None:
+    """Raise where ROUGE cannot be counted.
+
+    Raises:
+        MissingExtra: rouge-score is not installed.
+    """
+    if find_spec("rouge_score") is None:
+        raise MissingExtra("rouge-score", "evaluate", "The task rouge")
+
+
 def bleu_statistics(answers: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
     """Return (N, 10): length of answer and reference, then matching n-grams and n-grams of length 1 to 4.
 
     Raises:
         MissingExtra: sacrebleu is not installed.
     """
-    try:
-        from sacrebleu.metrics.bleu import BLEU
-    except ImportError as error:
-        raise MissingExtra("sacrebleu", "evaluate", "The task bleu") from error
+    require_bleu()
+    from sacrebleu.metrics.bleu import BLEU
+
     chinese = has_chinese([reference for row in references for reference in row])
     metric = BLEU(tokenize="zh" if chinese else "13a", effective_order=True)
     found = [metric.sentence_score(answer, list(row)) for answer, row in zip(answers, references)]
@@ -113,10 +138,9 @@ def rouge_scores(answers: Sequence[str], references: Sequence[Sequence[str]]) ->
     Raises:
         MissingExtra: rouge-score is not installed.
     """
-    try:
-        from rouge_score.rouge_scorer import RougeScorer
-    except ImportError as error:
-        raise MissingExtra("rouge-score", "evaluate", "The task rouge") from error
+    require_rouge()
+    from rouge_score.rouge_scorer import RougeScorer
+
     kinds = ["rouge1", "rouge2", "rougeL"]
     chinese = has_chinese([reference for row in references for reference in row])
     scorer = RougeScorer(kinds, use_stemmer=False, tokenizer=CharacterTokens() if chinese else None)

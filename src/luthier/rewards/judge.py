@@ -94,6 +94,15 @@ class AskedJudge(Reward):
         Raises:
             UserError: the rubric cannot be read, or the address is none.
         """
+        judge, rubric = self.opened(place)
+        return _Judged(judge, rubric, (self.low, self.high), self.undecided, self.concurrency)
+
+    def opened(self, place: Place) -> tuple[Judge, str | None]:
+        """Return who can be asked for verdicts of any form, and the rubric if one is named.
+
+        Raises:
+            UserError: the rubric cannot be read, or the address is none.
+        """
         chat_url(self.endpoint)
         rubric = None
         if self.rubric is not None:
@@ -108,8 +117,7 @@ class AskedJudge(Reward):
         )
         endpoint = Endpoint(address)
         journal = Journal(None if place.cache is None else place.cache / JOURNAL)
-        judge = Judge(endpoint, self.model, address.temperature, journal)
-        return _Judged(judge, rubric, (self.low, self.high), self.undecided, self.concurrency)
+        return Judge(endpoint, self.model, address.temperature, journal), rubric
 
 
 @dataclass

@@ -33,6 +33,7 @@ from luthier.core.rundir import RunDir, final_checkpoint, last_stage
 from luthier.data.mixture import Data, DataSet, Mix
 from luthier.data.spec import DataSpec
 from luthier.data.templates import TEMPLATES
+from luthier.evaluate.tasks.base import Task
 from luthier.methods.base import Method
 from luthier.objectives.base import Objective
 from luthier.optim.base import Optimizer
@@ -44,6 +45,7 @@ from luthier.run.draft import Draft, read_draft
 from luthier.run.explain import explain
 from luthier.run.fields import refuse_booleans
 from luthier.run.limits import Forgetting, Gate
+from luthier.run.task_files import with_named_tasks
 from luthier.run.yaml_lines import KeyPath
 
 _CONFIG = ConfigDict(
@@ -123,6 +125,21 @@ class EvalTask(BaseModel):
     metric: Literal["loss", "exact_match", "accuracy"]
     """loss: mean negative log-likelihood of the answers, lower is better. exact_match: the share of generated answers
     that equal the reference. accuracy: the share of rows whose class is right (objective classify)."""
+
+    @property
+    def label(self) -> str:
+        """The task's name."""
+        return self.name
+
+
+def _build_measurement(value: object) -> object:
+    """Return what an item of `evaluate` is: a task by its kind, or a {name, data, metric}."""
+    if isinstance(value, Mapping) and "kind" in value:
+        return build_component("task", value)
+    return EvalTask.model_validate(refuse_booleans(EvalTask, value)) if isinstance(value, Mapping) else value
+
+
+Measurement = Annotated[SerializeAsAny[EvalTask | Task], BeforeValidator(_build_measurement)]
 
 
 class Recipe(BaseModel):
@@ -249,8 +266,9 @@ class Recipe(BaseModel):
     final_checkpoint: Literal["last", "best"] | None = None
     """Which state the run ends with. Without it: best with early_stopping, else last."""
 
-    evaluate: tuple[EvalTask, ...] = ()
-    """Tasks measured before and after training: a list of {name, data, metric}."""
+    evaluate: tuple[Measurement, ...] = ()
+    """Tasks measured before training, during it (every eval_steps) and after it, on the same cases: a list of
+    {kind, data}, of YAML files, of lm_eval:NAME, or of {name, data, metric}, which is measured before and after."""
 
     forgetting: Forgetting | None = None
     """What the model is not to forget: a file of such rows, or {data, max_drop, action: warn | stop | rollback}. It is
@@ -350,10 +368,7 @@ class Recipe(BaseModel):
             else locate_part(self.data, draft, ("data",)),
             "method": self.method.located(lambda path: _saved(draft.locate(("method",), path))),
             "objective": self.objective.located(lambda path: draft.locate(("objective",), path)),
-            "evaluate": tuple(
-                task.model_copy(update={"data": locate_part(task.data, draft, ("evaluate", index, "data"))})
-                for index, task in enumerate(self.evaluate)
-            ),
+            "evaluate": tuple(located_task(task, draft, index) for index, task in enumerate(self.evaluate)),
         }
         update["regularizers"] = tuple(
             part.located(lambda path, at=index: draft.locate(("regularizers", at, "data"), path))
@@ -396,6 +411,9 @@ class Recipe(BaseModel):
             (part.family, part) for part in (self.method, self.objective, self.optimizer, self.schedule)
         ]
         components += [(f"regularizers.{index}", part) for index, part in enumerate(self.regularizers)]
+        components += [
+            (f"evaluate.{index}", part) for index, part in enumerate(self.evaluate) if isinstance(part, Task)
+        ]
         for place, component in components:
             for problem in component.problems(facts):
                 key = problem.where or place
@@ -436,7 +454,8 @@ def require_recipe(draft: Draft) -> Recipe:
 
 def parse_draft(draft: Draft) -> tuple[Recipe | None, list[Problem]]:
     """Return the recipe, or None, with every problem found in it."""
-    problems = list(draft.problems)
+    draft, task_problems = with_named_tasks(draft)
+    problems = [*draft.problems, *task_problems]
     broken: set[str] = set()
     try:
         recipe = Recipe.model_validate(draft.values)
@@ -446,7 +465,7 @@ def parse_draft(draft: Draft) -> tuple[Recipe | None, list[Problem]]:
         recipe = _without(broken, draft)
     recipe._draft = draft
     problems += cross_problems(recipe, broken)
-    if not broken & {"method", "objective", "optimizer", "schedule", "regularizers"}:
+    if not broken & {"method", "objective", "optimizer", "schedule", "regularizers", "evaluate"}:
         problems += recipe.component_problems()
     return (None if broken or any(p.severity == "error" for p in problems) else recipe), problems
 
@@ -486,6 +505,13 @@ def locate_part(part: Part, draft: Draft, key: KeyPath) -> Part:
             file = draft.locate((*key, "chat_template"), template)
             update["chat_template"] = str(file) if file.is_file() else template
     return part.model_copy(update=update)
+
+
+def located_task(task: EvalTask | Task, draft: Draft, index: int) -> EvalTask | Task:
+    """Return the task at that place of `evaluate` with absolute paths."""
+    if isinstance(task, Task):
+        return task.located(lambda path: draft.locate(("evaluate", index), path))
+    return task.model_copy(update={"data": locate_part(task.data, draft, ("evaluate", index, "data"))})
 
 
 def _saved(place: Path) -> Path:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from luthier.core.errors import Problem
 from luthier.data.mixture import DataSet, names_of
+from luthier.evaluate.tasks.base import Task
 from luthier.run.limits import unmeasured
 
 if TYPE_CHECKING:
@@ -30,7 +31,8 @@ def _evaluates(recipe: Recipe) -> bool:
 
 
 def _measures(recipe: Recipe) -> bool:
-    return recipe.has_eval_data or recipe.forgetting is not None
+    has_tasks = any(isinstance(task, Task) for task in recipe.evaluate)
+    return recipe.has_eval_data or recipe.forgetting is not None or has_tasks
 
 
 def _trains_replies(recipe: Recipe) -> bool:
@@ -47,7 +49,7 @@ _HELD_OUT = ("eval_data", "eval_fraction")
 _NO_EVAL = "no rows are held out to measure on"
 _ADD_EVAL = "add eval_data: FILE or eval_fraction: 0.1, or remove {key}"
 _RULES = (
-    EffectRule("eval_steps", (*_HELD_OUT, "forgetting"), _measures, _NO_EVAL, _ADD_EVAL),
+    EffectRule("eval_steps", (*_HELD_OUT, "forgetting", "evaluate"), _measures, _NO_EVAL, _ADD_EVAL),
     EffectRule("early_stopping", _HELD_OUT, _evaluates, _NO_EVAL, _ADD_EVAL),
     EffectRule(
         "final_checkpoint",
@@ -153,6 +155,8 @@ def _contradictions(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], Problem]]
         what = f"{recipe.method.title} plans over all steps of a run, and {long}"
         yield ("max_steps", "method"), Problem(what, recipe.place("max_steps"), "count steps or tokens")
     for index, task in enumerate(recipe.evaluate):
+        if isinstance(task, Task):
+            continue  # says itself what it does not fit
         speaks = recipe.objective.head == "tokens"
         if task.metric != "loss" and (task.metric == "exact_match") != speaks:
             kind = recipe.objective.model_dump()["kind"]
@@ -176,7 +180,7 @@ def _contradictions(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], Problem]]
     if recipe.batch_size > 1 and replayed >= recipe.batch_size:
         what = f"All {recipe.batch_size} sequences of a step would be replayed, and none of data would be left."
         yield ("regularizers", "batch_size"), Problem(what, recipe.place("regularizers"), "lower the shares")
-    names = [task.name for task in recipe.evaluate]
+    names = [task.label for task in recipe.evaluate]
     for index, name in enumerate(names):
         if name in names[:index]:
             what = f'evaluate: the name "{name}" is used twice, so one result would hide the other.'

@@ -31,6 +31,8 @@ from luthier.data.records import (
 from luthier.data.store import ExampleStore
 from luthier.data.views import joined
 from luthier.doctor.quick import quick_look, summary
+from luthier.evaluate.tasks.base import Cases
+from luthier.evaluate.tasks.base import Task as KindOfTask
 from luthier.objectives.base import DataForm
 from luthier.objectives.classify import Classify
 from luthier.objectives.rollouts import Online
@@ -82,6 +84,8 @@ class StageData:
         warnings: what the user was told about them.
         classes: what the rows are told apart by, for a classifier.
         numbers: what the rows are rated with, for regression.
+        tasks: measurements by a metric, with their rows.
+        measures: tasks by their kind, with their cases.
         asked: prompts that the model answers, by their sources.
         general: rows of other data that regularizers read.
         watched: what is not to be forgotten.
@@ -90,6 +94,7 @@ class StageData:
     train: Sequence[Example]
     held_out: Sequence[Example] = ()
     tasks: list[Task] = field(default_factory=list)
+    measures: list[tuple[KindOfTask, Cases]] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
     summary: dict[str, object] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
@@ -242,6 +247,11 @@ def render_stage(rendering: Rendering, found: Examined, run: RunDir, screen: Scr
         task_form = form if recipe.objective.head != "tokens" else task_form
         examples = rendering.measuring.render(chosen, task_form).store if task.metric != "exact_match" else ()
         data.tasks.append(Task(task.name, task.metric, examples, chosen))
+    data.measures = list(found.measures)
+    for task, cases in data.measures:
+        screen.fact("measuring", f"{task.label}: {task.title}, {len(cases):,} cases")
+        for note in cases.notes:
+            screen.note(f"{task.label}: {note}")
     for name, records in found.watched:
         chosen = records.records
         plain: DataForm = "text" if any(isinstance(r, Text) for r in chosen) else "conversation"
@@ -308,6 +318,8 @@ def check_fingerprint(found: Examined, run: RunDir) -> None:
     now = {"data": fingerprint(found.data.files), "eval_data": fingerprint(held.files) if held is not None else None}
     if found.general:
         now["general"] = [fingerprint(records.files) for _, records in found.general]
+    if found.measures:
+        now["evaluate"] = [fingerprint(cases.files) for _, cases in found.measures]
     if found.watched:
         now["forgetting"] = [fingerprint(records.files) for _, records in found.watched]
     if not run.fingerprint.is_file():

@@ -22,12 +22,22 @@ from luthier.data.spec import DataSpec
 from luthier.data.spool import Spool
 from luthier.data.templates import TEMPLATES
 from luthier.data.views import joined
+from luthier.evaluate.tasks.base import Cases, Task
 from luthier.models.files import ModelFacts, inspect_model
 from luthier.objectives.base import Objective
 from luthier.objectives.classify import Classify
 from luthier.objectives.regress import Regress
 from luthier.objectives.rollouts import Online
-from luthier.run.config import EvalTask, ModelSpec, Recipe, locate_part, parse_draft, parse_part, parse_sets
+from luthier.run.config import (
+    EvalTask,
+    ModelSpec,
+    Recipe,
+    locate_part,
+    located_task,
+    parse_draft,
+    parse_part,
+    parse_sets,
+)
 from luthier.run.draft import Draft
 from luthier.run.mixing import RecordSet
 from luthier.run.yaml_lines import KeyPath
@@ -50,7 +60,8 @@ class Examined:
         data, eval_data: the rows that the recipe names.
         sets: the rows to train on by their sets, one or several; what follows is of all of them together.
         train_records, held_records: those trained on, and those set aside.
-        tasks: the recipe's measurements with their rows.
+        tasks: the recipe's measurements by metric, with their rows.
+        measures: those by kind, with their cases.
         general: rows of other data, with the place of the regularizer that reads them.
         watched: rows of what is not to be forgotten, by name.
         classes: of labelled rows, as the training rows have them.
@@ -68,6 +79,7 @@ class Examined:
     train_records: Sequence[Record] = ()
     held_records: Sequence[Record] = ()
     tasks: list[tuple[EvalTask, Records]] = field(default_factory=list)
+    measures: list[tuple[Task, Cases]] = field(default_factory=list)
     general: list[tuple[int, Records]] = field(default_factory=list)
     watched: list[tuple[str, Records]] = field(default_factory=list)
     classes: Classes | None = None
@@ -105,7 +117,7 @@ class Examined:
     def release_rows(self) -> None:
         """Forget the rows, which are as large as the data; only what counts them stays."""
         self.train_records = self.held_records = ()
-        self.tasks = []
+        self.tasks, self.measures = [], []
         self.general, self.watched = [], []
         self.sets = []
         self.data = replace(self.data, records=()) if self.data is not None else None
@@ -128,6 +140,9 @@ def examine(draft: Draft) -> Examined:
     found.eval_data = _read(parse_part(draft, "eval_data"), ("eval_data",), draft, form, found)
     if recipe is not None:
         for index, task in enumerate(recipe.evaluate):
+            if isinstance(task, Task):
+                _read_task(task, index, draft, found)
+                continue
             # A task may measure plain text whatever is trained on, so nothing is refused for having no answer.
             is_language = recipe.objective.head == "tokens"
             task_form = form if not is_language else "sft" if task.metric == "exact_match" else "lm"
@@ -259,6 +274,18 @@ def _unreasoned(recipe: Recipe, data: Records | None) -> list[Problem]:
     what = f"reasoning: {recipe.reasoning} has no effect: no row has any."
     remedy = "remove it; reasoning stands in a column rationale or reasoning, or in <think>…</think> in an answer"
     return [Problem(what, recipe.place("reasoning"), remedy)]
+
+
+def _read_task(task: Task, index: int, draft: Draft, found: Examined) -> None:
+    """Read the cases of a task and collect what is wrong with them."""
+    located = located_task(task, draft, index)
+    assert isinstance(located, Task)
+    try:
+        found.measures.append((located, located.read()))
+    except UserError as error:
+        for problem in error.problems:
+            written = problem.where if "/" in problem.where else draft.place(("evaluate", index))
+            found.data_problems.append(replace(problem, where=written))
 
 
 def _placed(problem: Problem, key: KeyPath, draft: Draft) -> Problem:

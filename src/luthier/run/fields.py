@@ -86,7 +86,9 @@ def model_in(annotation: object, value: object, family: str = "") -> type[BaseMo
             return model_in(get_args(kind)[0], value, family)
         if isinstance(kind, type) and issubclass(kind, Component):
             named = value.get("kind") if isinstance(value, Mapping) else value
-            return kinds(kind.family or family).get(named) if isinstance(named, str) else None
+            if not isinstance(named, str):
+                continue  # perhaps the mapping is one of another alternative, without kinds
+            return kinds(kind.family or family).get(named)
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             return kind
     return None

@@ -33,6 +33,10 @@ def recipe_schema() -> dict[str, object]:
         field = schema["properties"][family]
         kept = {key: field[key] for key in ("description", "default") if key in field}
         schema["properties"][family] = {"$ref": _REF.format(family), **kept}
+    if "Task" in definitions:
+        tasks = {f"task.{kind}": _component(cls, definitions) for kind, cls in kinds("task").items()}
+        word = {"type": "string", "minLength": 1, "description": "a task's YAML file, KIND:FILE, or lm_eval:NAME"}
+        definitions |= {**tasks, "Task": {"oneOf": [word, *({"$ref": _REF.format(name)} for name in tasks)]}}
     if "Method" in definitions:  # the parts of a hybrid are methods themselves
         definitions["Method"] = {"$ref": _REF.format("method")}
     if "Reward" in definitions:  # objectives and sums of rewards hold them

@@ -20,10 +20,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from luthier.core.errors import Problem, visible
+from luthier.evaluate.tasks.base import SHARES as SCORES
 
 LINE_SECONDS = 10.0
 LOWER_IS_BETTER = {"loss", "mse", "mae", "calibration_error"}
-SHARES = {"exact_match", "accuracy", "macro_f1", "micro_f1"}
+SHARES = SCORES | {"micro_f1"}
 
 
 def _standard_error() -> Console:
@@ -86,18 +87,28 @@ class Screen:
             self.console.print(f"[yellow]{'note':>12}[/]  {escape(f'log.txt cannot be written ({error.strerror})')}")
             self.log, self._earlier = None, []
 
-    def comparison(self, before: Mapping[str, Mapping], after: Mapping[str, Mapping]) -> None:
-        """Show every measure before and after, with its direction."""
+    def comparison(
+        self, before: Mapping[str, Mapping], after: Mapping[str, Mapping], changes: Mapping[str, Mapping] | None = None
+    ) -> None:
+        """Show every measure before and after, with its direction, its intervals and what is near chance.
+
+        Args:
+            changes: of the measures whose cases are known, the difference on the same cases with its interval.
+        """
         if self.quiet or not after:
             return
         table = Table(title="Before and after", title_justify="left", title_style="bold", box=None, padding=(0, 2))
-        for name in ("measure", "before", "after", "change", "n"):
-            table.add_column(name, justify="left" if name == "measure" else "right", style=None)
+        for name in ("measure", "before", "after", "change", "95 %", "n"):
+            table.add_column(name, justify="left" if name == "measure" else "right", no_wrap=name != "measure")
         for name, now in after.items():
             was = before.get(name, {}).get("value", math.nan)
-            table.add_row(name, *_compare(str(now["metric"]), was, float(now["value"])), f"{now['n']:,}")
+            table.add_row(name, *_compare(now, was, (changes or {}).get(name)), f"{now['n']:,}")
         self.console.print()
         self.console.print(table)
+        for name, now in after.items():
+            if now.get("near_chance"):
+                chance = f"{float(now['chance']):.0%}"
+                self.console.print(f"{'note':>12}  {escape(name)} is near chance ({chance}): its interval holds it")
 
     def samples(self, rows: Sequence[Mapping[str, str]]) -> None:
         """Show sample answers before and after."""
@@ -176,14 +187,25 @@ class TrainingBar:
         return f"loss {self.loss:.4f}{held}  {rate:,.0f} tokens/s  ETA {_clock(left)}"
 
 
-def _compare(metric: str, was: float, now: float) -> tuple[str, str, str]:
-    lower = metric in LOWER_IS_BETTER
-    if metric in SHARES:
-        shown, change = (lambda v: f"{v:.1%}"), f"{100 * (now - was):+.1f} points"
-    else:
-        shown, change = (lambda v: f"{v:.4f}"), f"{now - was:+.4f}"
-    colour = "green" if (now < was) == lower and now != was else "red" if now != was else "dim"
-    return shown(was), shown(now), f"[{colour}]{change}[/]"
+def _compare(now: Mapping, was: float, change: Mapping | None) -> tuple[str, str, str, str]:
+    """Return before, after, the change and its interval; a change that may be chance is not coloured."""
+    metric, value = str(now["metric"]), float(now["value"])
+    is_share = metric in SHARES
+    better = value > was if now.get("higher_is_better", metric not in LOWER_IS_BETTER) else value < was
+
+    def shown(number: float) -> str:
+        return f"{number:.1%}" if is_share else f"{number:.4f}"
+
+    def moved(number: float) -> str:
+        return f"{100 * number:+.1f}" if is_share else f"{number:+.4f}"
+
+    interval, certain = "", value != was
+    if change is not None:
+        interval = " to ".join(map(moved, change["interval"]))
+        certain = change["verdict"] != "unchanged"
+    colour = "dim" if not certain else "green" if better else "red"
+    text = f"{moved(value - was)} points" if is_share else moved(value - was)
+    return shown(was), shown(value), f"[{colour}]{text}[/]", interval
 
 
 def _clock(seconds: float) -> str:

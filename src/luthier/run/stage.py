@@ -11,7 +11,7 @@ import warnings
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from luthier.core.rundir import RunDir, StageDir, write_json
+from luthier.core.rundir import RunDir, StageDir
 from luthier.models.shapes import count_parameters
 from luthier.run.assemble import (
     assemble,
@@ -28,7 +28,7 @@ from luthier.run.begin import lay_under, read_beginning
 from luthier.run.datasets import announce, render_stage
 from luthier.run.examine import Examined
 from luthier.run.forgetting import forgetting_part
-from luthier.run.measuring import measure, measured_before, write_samples
+from luthier.run.measuring import measured_after, measured_before, write_samples
 from luthier.run.mixing import note_draws
 from luthier.run.online import open_asking
 from luthier.run.opened import load_for
@@ -105,13 +105,12 @@ def _run_stage(
                 tracker.close()
             tell_faults(stage)
     chosen = settle(stage)
-    results["after"], after_answers = measure(stage)
+    results, after_answers = measured_after(stage, results["before"])
     drop_frozen(stage)
-    write_json(folder.eval, results)
     samples = [{**row, "after": text} for row, text in zip(samples, after_answers)]
     write_samples(folder, samples)
     outcome = audit(model.module, before_bits)
-    screen.comparison(results["before"], results["after"])
+    screen.comparison(results["before"], results["after"], results.get("change", {}))
     screen.samples(samples)
     return {**setup, **_report(stage, outcome, results, chosen), "final_checkpoint": chosen}
 

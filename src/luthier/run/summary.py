@@ -17,13 +17,14 @@ from typing import Literal
 import numpy as np
 
 from luthier.core.rundir import RunDir, StageDir
+from luthier.evaluate.tasks.base import SHARES
 from luthier.run.numbers import change, count, number, percent
 
 State = Literal["finished", "running", "interrupted", "failed"]
 Verdict = Literal["better", "worse", "unchanged", ""]
 
-_HIGHER_IS_BETTER = {"exact_match", "accuracy", "f1", "macro_f1", "win_rate", "reward"}
-_SHARES = {"exact_match", "accuracy", "f1", "macro_f1", "win_rate"}
+_SHARES = SHARES
+_HIGHER_IS_BETTER = SHARES - {"stereotype"} | {"reward"}
 # A loss has no interval here; differences below this share of it are not called a change.
 _SAME_LOSS = 0.005
 
@@ -42,7 +43,14 @@ class Curve:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One measure before and after. Missing values are None; `noise` is half the 95% interval of the difference."""
+    """One measure before and after. Missing values are None; `noise` is half the 95% interval of the difference.
+
+    Attributes:
+        interval: of the difference after − before, where the cases of both are known; better than `noise`.
+        after_interval: of the value after.
+        chance: the value of guessing, where there is one; `near_chance` if the value after cannot be told from it.
+        higher: the direction, where the measure says it itself.
+    """
 
     name: str
     metric: str
@@ -50,6 +58,11 @@ class Comparison:
     after: float | None
     n: int | None = None
     noise: float | None = None
+    interval: tuple[float, float] | None = None
+    after_interval: tuple[float, float] | None = None
+    chance: float | None = None
+    near_chance: bool = False
+    higher: bool | None = None
 
     @property
     def label(self) -> str:
@@ -58,7 +71,7 @@ class Comparison:
 
     @property
     def higher_is_better(self) -> bool:
-        return self.metric in _HIGHER_IS_BETTER
+        return self.metric in _HIGHER_IS_BETTER if self.higher is None else self.higher
 
     @property
     def direction(self) -> str:
@@ -75,6 +88,9 @@ class Comparison:
         if not (math.isfinite(self.before) and math.isfinite(self.after)):
             return "" if math.isfinite(self.after) else "worse"
         gain = (self.after - self.before) * (1 if self.higher_is_better else -1)
+        if self.interval is not None:
+            low, high = self.interval
+            return "unchanged" if low <= 0 <= high else "better" if gain > 0 else "worse"
         if abs(gain) <= (self.noise if self.noise is not None else _SAME_LOSS * abs(self.before)):
             return "unchanged"
         return "better" if gain > 0 else "worse"
@@ -88,6 +104,24 @@ class Comparison:
             return change(self.before, self.after)
         points = f"{(self.after - self.before) * 100:+.1f}".replace("-", "−")
         return f"{points} points"
+
+    @property
+    def certainty(self) -> str:
+        """The interval of the change in words; empty where it is not known."""
+        if self.interval is None:
+            return ""
+        low, high = (100 * v if self.is_share else v for v in self.interval)
+        shown = [f"{v:+.1f}" if self.is_share else f"{v:+.3g}" for v in (low, high)]
+        return f"95%: {shown[0]} to {shown[1]}".replace("-", "−")
+
+    @property
+    def spread(self) -> str:
+        """The interval of the value after in words, and whether it is near chance."""
+        if self.after_interval is None:
+            return ""
+        low, high = self.after_interval
+        chance = f", near chance ({self.text(self.chance)})" if self.near_chance else ""
+        return f"{self.text(low)} to {self.text(high)}{chance}"
 
     def text(self, value: float | None) -> str:
         if value is None:
@@ -292,6 +326,7 @@ def read_curves(stage: StageDir) -> dict[str, Curve]:
 def compare(results: Mapping[str, object]) -> list[Comparison]:
     """Return the measures of eval.json in their order, each with what there is of before and after."""
     before, after = mapping(results.get("before")), mapping(results.get("after"))
+    changes = mapping(results.get("change"))
     rows = []
     for name in dict.fromkeys([*before, *after]):
         first, second = mapping(before.get(name)), mapping(after.get(name))
@@ -299,8 +334,29 @@ def compare(results: Mapping[str, object]) -> list[Comparison]:
         n = as_float(second.get("n") or first.get("n"))
         size = int(n) if n is not None else None
         old, new = as_float(first.get("value")), as_float(second.get("value"))
-        rows.append(Comparison(str(name), metric, old, new, size, _noise(metric, old, new, size)))
+        higher = second.get("higher_is_better", first.get("higher_is_better"))
+        row = Comparison(
+            str(name),
+            metric,
+            old,
+            new,
+            size,
+            _noise(metric, old, new, size),
+            _pair(mapping(changes.get(name)).get("interval")),
+            _pair(second.get("interval")),
+            as_float(second.get("chance")),
+            second.get("near_chance") is True,
+            higher if isinstance(higher, bool) else None,
+        )
+        rows.append(row)
     return rows
+
+
+def _pair(value: object) -> tuple[float, float] | None:
+    if not isinstance(value, list) or len(value) != 2:
+        return None
+    low, high = as_float(value[0]), as_float(value[1])
+    return None if low is None or high is None else (low, high)
 
 
 def _read_stage(folder: StageDir, unreadable: list[str]) -> StageSummary:

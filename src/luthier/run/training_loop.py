@@ -19,6 +19,7 @@ from luthier.core.rundir import RunDir
 from luthier.run.allowance import estimate_steps
 from luthier.run.forgetting import can_roll_back, watch
 from luthier.run.general_rows import replayed
+from luthier.run.measured_tasks import due_tasks
 from luthier.run.overfitting import note_gap
 from luthier.run.stage_run import StageRun, tell, tell_faults
 from luthier.train.checkpoint import save_checkpoint
@@ -49,6 +50,7 @@ def train_loop(stage: StageRun) -> None:
             saved = False
             if _is_due(stage, recipe.eval_steps):
                 row |= _measured_now(stage)
+            row |= due_tasks(stage, total)
             metrics.write(json.dumps(row) + "\n")
             metrics.flush()
             for tracker in stage.trackers:

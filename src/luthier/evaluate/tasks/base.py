@@ -266,7 +266,11 @@ class Task(Component):
     title: ClassVar[str]
     summary: ClassVar[str]
     paper: ClassVar[str] = ""
-    zh: ClassVar[dict[str, str]] = {}
+    zh: ClassVar[dict[str, str]] = {
+        "name": "报告里的名字。不写则取其文件名。",
+        "limit": "最多测这么多条，均匀取自整个文件。",
+        "every": "训练中每隔这么多步测一次。不写则与留出损失同时测。",
+    }
     metric: ClassVar[str]
     """What the score is called."""
     higher_is_better: ClassVar[bool] = True

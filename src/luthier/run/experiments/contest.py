@@ -250,7 +250,7 @@ def _wrong_measures(contest: Contest) -> list[Problem]:
 
     if not contest.variants:
         return []
-    tasks = [task.name for task in contest.variants[0].recipe.evaluate]
+    tasks = [task.label for task in contest.variants[0].recipe.evaluate]
     problems = []
     for key, name in (("quality", contest.quality), ("retained", contest.retained)):
         if not name or name in tasks or name.startswith(("held-out", "general")):
