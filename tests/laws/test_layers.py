@@ -40,6 +40,7 @@ HOMES = {
     "tensorboard": {"train", "run"},
     "datasets": {"data"},
     "httpx": {"rewards"},
+    "optuna": {"run"},
     "sacrebleu": {"evaluate"},
     "rouge_score": {"evaluate"},
     "lm_eval": {"evaluate"},

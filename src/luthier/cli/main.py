@@ -324,6 +324,29 @@ def compare(
 
 
 @app.command()
+def tune(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    trials: Annotated[int | None, typer.Option("--trials", min=1, help="How many trials. Without it: 20.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The folder of the search. Without it: runs/ and the recipe's name.")
+    ] = None,
+    workers: Annotated[int, typer.Option("--workers", min=1, help="Trials at once.")] = 1,
+    lr_range: Annotated[
+        bool, typer.Option("--lr-range", help="Only let the learning rate rise until the loss breaks away.")
+    ] = False,
+    json: AsJson = False,
+) -> None:
+    """Search for the best values of a recipe's keys; what to choose from stands under tune. It goes on where it was.
+
+    Example: luthier tune recipe.yaml tune.space.learning_rate=1e-4..1e-2 --trials 30
+    """
+    from luthier.cli import tune as verb
+
+    verb.run(recipe, overrides or [], trials, out, workers, lr_range, json)
+
+
+@app.command()
 def show(run: RunPath, json: AsJson = False) -> None:
     """Show how a run went: losses, measurements, samples.
 

@@ -44,7 +44,7 @@ def train_loop(stage: StageRun) -> None:
         _interruptible() as stop,
     ):
         while engine.step < engine.settings.total_steps and not _stopped_early(stage):
-            row = _one_step(stage)
+            row = one_step(stage)
             estimate_steps(stage)
             total = bar.total = engine.settings.total_steps
             saved = False
@@ -68,7 +68,8 @@ def train_loop(stage: StageRun) -> None:
                 raise Interrupted(f"Stopped after step {engine.step} of {total}; everything is saved.")
 
 
-def _one_step(stage: StageRun) -> dict[str, float]:
+def one_step(stage: StageRun) -> dict[str, float]:
+    """Take one step of the loop, or one set of answers and its steps, and return its metrics."""
     engine, progress = stage.engine, stage.progress
     wall, cpu = time.monotonic(), time.process_time()
     rows = stage.stream.rows(engine.step // stage.updates)

@@ -93,7 +93,7 @@ def read_file(document: Document, path: Path) -> ContestFile:
     if grid is not None:
         problems += _wrong_grid(grid, place("grid"))
     seeds, wrong_seeds = _seeds(values.get("seeds"), grid, place("seeds"))
-    budget, wrong_budget = _budget(values.get("budget"), place("budget"))
+    budget, wrong_budget = read_budget(values.get("budget"), place("budget"))
     problems += [*wrong_seeds, *wrong_budget]
     if problems:
         raise RecipeError(*problems)
@@ -157,7 +157,8 @@ def _seeds(given: object, grid: object, place: str) -> tuple[tuple[int, ...], li
     return (), [Problem(what, place, "write seeds: 3, or seeds: [0, 1, 2]")]
 
 
-def _budget(given: object, place: str) -> tuple[Budget | None, list[Problem]]:
+def read_budget(given: object, place: str) -> tuple[Budget | None, list[Problem]]:
+    """Return what `budget: {steps: 200}` says, with what is wrong with it."""
     if given is None:
         return None, []
     remedy = "write budget: {steps: 200}, or tokens, seconds or epochs"

@@ -81,6 +81,17 @@ class Job:
         if self.process is not None and self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
 
+    def has_ended(self) -> bool:
+        """Return whether the run has ended; one left behind by an earlier command goes on once it has let go."""
+        if self.process is not None:
+            return self.process.poll() is not None
+        if self.is_elsewhere:
+            return False
+        if self.is_finished:
+            return True
+        self.start()
+        return False
+
     def failure(self) -> str:
         """Return why the process broke; empty where it did not."""
         assert self.process is not None
@@ -117,7 +128,7 @@ def run_all(
         Interrupted: the user stopped it; the runs have saved themselves.
     """
     waiting, working = list(jobs), []
-    with _interruptible():
+    with interruptible():
         try:
             while waiting or working:
                 while waiting and _has_room(len(working), workers, need_bytes()):
@@ -128,7 +139,7 @@ def run_all(
                         job.start()
                 time.sleep(PATIENCE_SECONDS)
                 for job in list(working):
-                    if _has_ended(job):
+                    if job.has_ended():
                         working.remove(job)
                         if job.process is not None and job.process.returncode == Interrupted.exit_code:
                             raise KeyboardInterrupt  # somebody stopped the run itself
@@ -146,18 +157,6 @@ def stop_all(jobs: Sequence[Job]) -> None:
     for job in jobs:
         if job.process is not None:
             job.process.wait()
-
-
-def _has_ended(job: Job) -> bool:
-    """Return whether a run has ended; one left behind by an earlier command is gone on with once it has let go."""
-    if job.process is not None:
-        return job.process.poll() is not None
-    if job.is_elsewhere:
-        return False
-    if job.is_finished:
-        return True
-    job.start()
-    return False
 
 
 def _has_room(working: int, workers: int, need: float) -> bool:
@@ -232,7 +231,7 @@ def _reason(said: Path) -> str:
 
 
 @contextmanager
-def _interruptible() -> Iterator[None]:
+def interruptible() -> Iterator[None]:
     """Let a polite end (SIGTERM, a closed terminal) stop the runs as Ctrl-C does."""
 
     def stop(number: int, frame: FrameType | None) -> None:

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from markupsafe import Markup
 
-from luthier.run.numbers import Text, number
+from luthier.run.numbers import Text, number, setting
 from luthier.run.plots import Frame, log_ticks, nice_ticks
 
 _LOG_FROM_RATIO = 8.0
@@ -146,3 +147,50 @@ def _tick(text: str) -> str:
 def _short(value: float) -> str:
     text = f"{value:.1f}"
     return text[:-2] if text.endswith(".0") else text
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A line over a logarithmic axis: x (N,) above 0, y (N,)."""
+
+    name: str
+    x: np.ndarray
+    y: np.ndarray
+    style: str = "line"
+
+
+def curves(title: str, unit: str, lines: Sequence[Curve], marks: Sequence[tuple[float, str]], top: float) -> Markup:
+    """Return a `<figure>` of lines over a logarithmic axis, cut off above `top`; `marks` are (x, name) of uprights."""
+    xs = np.concatenate([line.x for line in lines])
+    least = min(float(line.y.min()) for line in lines)
+    across = Frame(0, 1, float(xs.min()), float(xs.max()), True)
+    up = Frame(0, 1, least - 0.05 * (top - least), top, False)
+    shapes = [_grid(up)]
+    for line in lines:
+        heights = np.clip((1 - up.up(line.y)) * _HEIGHT, -_HEIGHT, 2 * _HEIGHT)
+        path = "L".join(f"{_short(float(x))} {_short(float(y))}" for x, y in zip(across.up(line.x) * _WIDTH, heights))
+        shapes.append(Markup('<path class="{}" d="M{}"/>').format(line.style, path))
+    labels = []
+    for index, (x, name) in enumerate(marks):
+        place = float(across.up(x))
+        shapes.append(Markup('<path class="mark" d="M{} 0V{}"/>').format(_short(place * _WIDTH), _short(_HEIGHT)))
+        tag = Markup('<span class="tag front" style="left:{}%;bottom:{}%">{} {}</span>')
+        labels.append(tag.format(_short(place * 100), 94 - 7 * index, name, setting(float(f"{x:.2g}"))))
+    y = Markup("").join(
+        Markup('<span style="bottom:{}%">{}</span>').format(_short(float(up.up(t)) * 100), _tick(number(t)))
+        for t in nice_ticks(up.y0, up.y1)
+    )
+    x = Markup("").join(
+        Markup('<span style="left:{}%">{}</span>').format(_short(float(across.up(t)) * 100), setting(t))
+        for t in log_ticks(across.y0, across.y1)
+    )
+    said = "; ".join(f"{name} at {setting(at)}" for at, name in marks)
+    return Markup(
+        '<figure class="chart whole"><figcaption><b>{}</b><span class="unit">{}</span></figcaption>'
+        '<div class="plot" style="--tall:22rem" role="img" aria-label="{}"><div class="y">{}</div>'
+        '<svg viewBox="0 0 {} {}" preserveAspectRatio="none" aria-hidden="true">{}</svg>{}<div class="x">{}</div></div>'
+        "</figure>"
+    ).format(
+        title, unit, f"{title}. {said}", y, _short(_WIDTH), _short(_HEIGHT), Markup("").join(shapes),
+        Markup("").join(labels), x,
+    )  # fmt: skip
