@@ -55,6 +55,7 @@ def test_the_help_names_every_verb(capsys: pytest.CaptureFixture[str]):
         "merge",
         "chat",
         "compare",
+        "tune",
         "show",
         "methods",
         "judge",

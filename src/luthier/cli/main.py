@@ -325,7 +325,7 @@ def compare(
 
 @app.command()
 def tune(
-    recipe: RecipePath,
+    file: RecipePath,
     overrides: Overrides = None,
     trials: Annotated[int | None, typer.Option("--trials", min=1, help="How many trials. Without it: 20.")] = None,
     out: Annotated[
@@ -343,7 +343,7 @@ def tune(
     """
     from luthier.cli import tune as verb
 
-    verb.run(recipe, overrides or [], trials, out, workers, lr_range, json)
+    verb.run(file, overrides or [], trials, out, workers, lr_range, json)
 
 
 @app.command()
