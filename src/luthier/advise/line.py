@@ -72,8 +72,8 @@ STEPS = (
         ("text",),
         lambda s, method: not s.model.is_encoder and (not s.classifies or method == "ulmfit"),
         (
-            "First the texts themselves: continued pre-training on a domain raised every one of 8 tasks.",
-            "先学文本本身：在领域文本上继续预训练，8 个任务全部提高。",
+            "First the texts themselves: continued pre-training on a domain helped in 4 domains and 8 tasks.",
+            "先学文本本身：在领域文本上继续预训练，在 4 个领域、8 个任务上都有帮助。",
         ),
         "Gururangan et al. 2020, arXiv:2004.10964",
     ),

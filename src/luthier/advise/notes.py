@@ -126,8 +126,9 @@ NOTES = (
         lambda s, first: not s.classifies,
         (
             "Watch forgetting: models of 1 to 7 B lost general ability with every narrow set. LoRA forgets less than full "
-            "fine-tuning; measure a general set with evaluate, and replay some of it (regularizers: replay).",
-            "警惕遗忘：1–7 B 的模型在每个窄数据集上都会损失通用能力。LoRA 比全量微调忘得少；用 evaluate 测通用数据，并回放一部分（regularizers: replay）。",
+            "fine-tuning; with --general FILE the recipe measures rows of what must stay (forgetting), and a part of them can be "
+            "replayed (regularizers: replay).",
+            "警惕遗忘：1–7 B 的模型在每个窄数据集上都会损失通用能力。LoRA 比全量微调忘得少；用 --general FILE 给出不可遗忘的数据，配方会监测它们（forgetting），还可回放一部分（regularizers: replay）。",
         ),
         "Luo et al. 2023, arXiv:2308.08747; Biderman et al. 2024, arXiv:2405.09673",
     ),

@@ -19,7 +19,7 @@ from luthier.advise.line import Step
 from luthier.advise.needs import DEFAULT_MAX_LENGTH, epochs_for, sequence_length
 from luthier.advise.notes import held_share
 from luthier.advise.settings import method_settings
-from luthier.advise.situation import DataProfile, Situation
+from luthier.advise.situation import Situation
 
 Values = dict[str, object]
 _PILOT_STEPS = 20
@@ -30,6 +30,11 @@ _TINY_RATES = {"full": 5e-4, "layers": 1e-3, "ulmfit": 2e-3}
 _TINY_LOW_RANK = 2e-3
 _LOW_RANK = ("lora", "lora_plus", "qlora", "adalora")
 _ANSWER_TOKENS = 256
+_TASKS_TEMPERATURE = 2.0
+"""T5's (Raffel et al. 2019, arXiv:1910.10683, section 3.5.2)."""
+_LANGUAGES_TEMPERATURE = 3.3
+"""XLM-R's exponent of 0.3 (Conneau et al. 2019, arXiv:1911.02116)."""
+_FORGETTING = ("sft", "dpo", "kto")
 
 
 @dataclass(frozen=True)
@@ -112,11 +117,17 @@ def _stage(s: Situation, method: str, step: Step, folder: Path | None, stages: i
     if step.objective == "grpo":
         objective = _grpo(s)
     values: Values = {"objective": objective, "data": _data(step, folder)}
+    if len(step.data) > 1:
+        values["mix"] = {"temperature": _LANGUAGES_TEMPERATURE if s.wants("languages") else _TASKS_TEMPERATURE}
     if rows > 1 and step.objective != "grpo":
         values["eval_fraction"] = held_share(rows)
     values |= _length(s, method, step)
     values |= _duration(s, method, step, rows, stages)
     values["batch_size"] = 8 if rows < 200 or step.objective in ("dpo", "kto", "grpo") else 16
+    general = _general(s, folder)
+    if general is not None and step.objective in _FORGETTING:
+        action = "rollback" if method in ("full", "layers") else "warn"
+        values["forgetting"] = {"data": [general], "action": action}
     rate = _rate(s, method, step.objective)
     if rate is not None:
         values["learning_rate"] = rate
@@ -134,19 +145,31 @@ def _grpo(s: Situation) -> Values:
     }
 
 
+def _general(s: Situation, folder: Path | None) -> str | None:
+    """Return the rows that are not to be forgotten: as they were told, or those that the starter brings."""
+    if s.wishes.general is not None:
+        return _path(s.wishes.general, folder)
+    return (
+        "starter:stories"
+        if s.model.name == "starter" and not any(d.path == "starter:stories" for d in s.data)
+        else None
+    )
+
+
 def _data(step: Step, folder: Path | None) -> object:
     if step.on_chosen:
         first = step.data[0]
         columns = {"prompt": first.prompt_column, "answer": first.chosen_column}
-        return {"path": _path(first, folder), "columns": columns}
-    return _path(step.data[0], folder)
+        return {"path": _path(first.path, folder), "columns": columns}
+    paths = [_path(data.path, folder) for data in step.data]
+    return paths[0] if len(paths) == 1 else [{"path": path} for path in paths]
 
 
-def _path(data: DataProfile, folder: Path | None) -> str:
-    """Return a data path from the folder of the recipe: paths are looked up there first."""
-    if data.path.startswith("starter:") or folder is None or Path(data.path).is_absolute():
-        return data.path
-    return os.path.relpath(data.path, folder)
+def _path(path: str, folder: Path | None) -> str:
+    """Return a path from the folder of the recipe: paths are looked up there first."""
+    if path.startswith("starter:") or folder is None or Path(path).is_absolute():
+        return path
+    return os.path.relpath(path, folder)
 
 
 def _length(s: Situation, method: str, step: Step) -> Values:
@@ -194,7 +217,9 @@ def _pilot(real: Values, steps: tuple[Step, ...]) -> Values:
     rows = sum(data.rows for data in steps[0].data)
     if rows > _PILOT_ROWS and steps[0].objective not in ("classify", "regress"):
         data = pilot["data"]
-        pilot["data"] = {**(data if isinstance(data, dict) else {"path": data}), "limit": _PILOT_ROWS}
+        sets = data if isinstance(data, list) else [data if isinstance(data, dict) else {"path": data}]
+        limited = [{**part, "limit": _PILOT_ROWS} for part in sets]
+        pilot["data"] = limited if isinstance(data, list) else limited[0]
     if "eval_fraction" in pilot:
         pilot["eval_fraction"] = 0.1
     pilot["max_steps"] = _PILOT_STEPS if steps[0].objective != "grpo" else _PILOT_STEPS // 4

@@ -143,6 +143,7 @@ class Wishes:
         variants: fine-tuned models that are to be served from one base.
         quality: any (a first impression will do), good, or best (as good as can be had).
         reward: how answers are checked: exact_match, or FILE.py:NAME.
+        general: a file of rows that are not to be forgotten.
     """
 
     purposes: frozenset[Purpose] = frozenset()
@@ -152,6 +153,7 @@ class Wishes:
     variants: int = 1
     quality: Quality = "good"
     reward: str | None = None
+    general: str | None = None
 
 
 @dataclass(frozen=True)

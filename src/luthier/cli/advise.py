@@ -54,6 +54,7 @@ class Asked:
     variants: int = 1
     quality: Quality | None = None
     reward: str | None = None
+    general: str | None = None
 
 
 def run(
@@ -127,6 +128,7 @@ def _situation(asked: Asked, told: Told, hardware: Hardware) -> Situation:
         variants=asked.variants,
         quality=asked.quality or "good",
         reward=asked.reward,
+        general=asked.general,
     )
     return Situation(model, data, _machine(hardware, assumed), wishes, assumed=tuple(assumed))
 

@@ -28,7 +28,7 @@ _WORDS = {
     "choice": ("First choice", "首选"),
     "none": ("Nothing fits", "都放不下"),
     "stages": ("Stages", "阶段"),
-    "others": ("The others, and why not", "其他方法及其未选的理由"),
+    "others": ("The others with their points, and why not", "其他方法（附分数）及未选的理由"),
     "mind": ("To keep in mind", "注意事项"),
     "next": ("Next", "下一步"),
     "needed": ("first needed", "还缺"),
@@ -42,7 +42,6 @@ _WORDS = {
     "where": ("where", "地点"),
     "notyet": ("not in Luthier yet; the recipe runs on this machine", "Luthier 尚不支持；配方在本机运行"),
     "write": ("write the recipes with --out DIR", "用 --out DIR 写出配方"),
-    "head": ("method points memory", "方法 分数 内存"),
 }
 
 
@@ -105,14 +104,16 @@ def _choice(console: Console, advice: Advice, say: int) -> None:
 
 
 def _others(console: Console, advice: Advice, say: int) -> None:
+    """Print the others, those together that one reason decides about; what is out of the question has no points."""
     print_heading(console, _WORDS["others"][say])
-    rows = []
+    together: dict[str, list[Ranked]] = {}
     for ranked in advice.methods[1:]:
-        need = advice.situation.needs[ranked.method]
-        style = {"possible": "cyan", "rejected": "dim"}.get(ranked.verdict, "")
-        points = f"{ranked.points:g}" if not ranked.forbidden else "–"
-        rows.append(((ranked.method, style), points, size(need.peak_bytes), _said(ranked.decisive, say)))
-    print_table(console, [*_WORDS["head"][say].split(), ""], rows, right=(1, 2), indent=2)
+        together.setdefault(_said(ranked.decisive, say), []).append(ranked)
+    for reason, methods in together.items():
+        named = [m.method if m.forbidden else f"{m.method} {m.points:g}" for m in methods]
+        near = any(m.verdict == "possible" for m in methods)
+        print_table(console, [""], [((", ".join(named), "bold cyan" if near else "bold dim"),)], indent=2)
+        print_table(console, [""], [(reason,)], indent=6)
 
 
 def _next(console: Console, advice: Advice, say: int, paths: Mapping[str, Path]) -> None:

@@ -166,6 +166,9 @@ def advise(
     reward: Annotated[
         str | None, typer.Option("--reward", help="How answers are checked: exact_match, or FILE.py:NAME.")
     ] = None,
+    general: Annotated[
+        str | None, typer.Option("--general", help="Rows of what must not be forgotten: a file, or starter:NAME.")
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="The folder to write the recipes into.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Write over recipes that are there.")] = False,
     lang: Lang = None,
@@ -178,7 +181,17 @@ def advise(
     from luthier.cli import advise as verb
 
     asked = verb.Asked(
-        model, tuple(data or ()), rows, tuple(purpose or ()), private, on_device, deadline, variants, quality, reward
+        model,
+        tuple(data or ()),
+        rows,
+        tuple(purpose or ()),
+        private,
+        on_device,
+        deadline,
+        variants,
+        quality,
+        reward,
+        general,
     )
     verb.run(asked, verb.Hardware(gpu, gpus, cpu, memory), out, force, lang, json)
 

@@ -115,7 +115,7 @@ RULES = (
     ),
     Rule(
         "a corpus to learn",
-        {"full": 5, "layers": 2, "soft prompts": -6, "deep prompts": -5, "tiny": -4, "ulmfit": 0},
+        {"full": 5, "layers": 2, "soft prompts": -6, "deep prompts": -5, "tiny": -4},
         lambda s, _: _from_text(s) and s.corpus_tokens >= LARGE_CORPUS,
         ("raw text of a million tokens or more", "一百万词元以上的纯文本"),
         (
@@ -211,9 +211,9 @@ RULES = (
         lambda s, _: _compares(s),
         ("pairs, ratings or rewards to learn from", "从成对回答、评分或奖励中学习"),
         (
-            "Learning from {rows} judgements wants a model near its start: without its adapter the model is its own "
-            "reference, with full fine-tuning a second copy ({weights}) has to be kept.",
-            "从 {rows} 条评判中学习要贴近起点：去掉适配器的模型就是参考模型，全量微调则要多存一份（{weights}）。",
+            "Learning from {rows} judgements wants a model near its start, and an adapter leaves the start untouched: "
+            "without it the model is its own reference, where full fine-tuning would keep a second one of {weights}.",
+            "从 {rows} 条评判中学习要贴近起点，而适配器不动起点：去掉它，模型就是参考模型；全量微调则要另存一份 {weights} 的参考。",
         ),
         "Rafailov et al. 2023, arXiv:2305.18290; luthier plan",
     ),

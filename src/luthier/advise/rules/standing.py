@@ -50,8 +50,8 @@ RULES = (
     _standing(
         "parallel",
         7,
-        "The strongest of the adapters: beside the feed-forward it came level with full fine-tuning at 6.7 % trained.",
-        "最强的适配器：与前馈层并联，训练 6.7 % 的参数即可追平全量微调。",
+        "The strongest of the adapters: with a small prefix beside it, it came level with full fine-tuning at 6.7 % trained.",
+        "最强的适配器：与前馈层并联，再加一个小前缀，训练 6.7 % 的参数即可追平全量微调。",
         "He et al. 2022, arXiv:2110.04366",
     ),
     _standing(
