@@ -14,10 +14,9 @@ RULES = (
             "p_tuning_v2": 9,
             "low rank": -2,
             "whole model": -6,
-            "heads": 6,
             "adapters": -2,
         },
-        lambda s, _: s.wants("prototype"),
+        lambda s, _: s.wants("prototype") and not s.classifies,
         ("a quick prototype", "快速原型"),
         (
             "A prototype asks whether it can work at all: a soft prompt trains {prompt_trained} parameters, LoRA "
@@ -25,6 +24,24 @@ RULES = (
             "原型只问行不行：软提示训练 {prompt_trained} 个参数（LoRA 是 {lora_trained} 个），模型原样不动。",
         ),
         "Lester et al. 2021, arXiv:2104.08691; luthier plan",
+    ),
+    Rule(
+        "a quick classifier",
+        {
+            "feature_extraction": 10,
+            "dense_head": 7,
+            "p_tuning_v2": 4,
+            "low rank": -2,
+            "whole model": -5,
+            "adapters": -2,
+        },
+        lambda s, _: s.wants("prototype") and s.classifies,
+        ("a quick prototype of a classifier", "分类器的快速原型"),
+        (
+            "Frozen features are computed once, in 1 forward pass of {rows} rows, and a head is trained on them in seconds.",
+            "冻结特征只需对 {rows} 行做 1 次前向，分类头几秒就能训练好。",
+        ),
+        "Peters et al. 2019, arXiv:1903.05987",
     ),
     Rule(
         "production",
