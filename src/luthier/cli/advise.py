@@ -13,9 +13,9 @@ from luthier.advise.model_profile import profile_model
 from luthier.advise.situation import DataProfile, Form, Machine, Purpose, Quality, Situation, Wishes
 from luthier.cli.advise_page import show
 from luthier.cli.advise_questions import Told, ask, may_ask, purposes_of
-from luthier.cli.language import Language, language_of
 from luthier.cli.messages import print_json
 from luthier.core.errors import DataError, LuthierError, Problem, UserError
+from luthier.core.language import Language, language_of
 from luthier.core.rundir import disk_fault
 
 ASSUMED_ROWS = 1000

@@ -11,9 +11,9 @@ from luthier.advise.facts import count, hours, size
 from luthier.advise.notes import runs_today
 from luthier.advise.rank import Ranked
 from luthier.advise.rules.base import Reason
-from luthier.cli.language import Language
 from luthier.cli.layout import print_facts, print_heading, print_table
 from luthier.cli.messages import stdout
+from luthier.core.language import Language
 
 if TYPE_CHECKING:
     from rich.console import Console

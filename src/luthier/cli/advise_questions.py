@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from luthier.advise.situation import PURPOSES, Purpose
-from luthier.cli.language import Language
 from luthier.cli.messages import stdout
 from luthier.core.errors import Problem, UserError, did_you_mean
+from luthier.core.language import Language
 
 PURPOSE_WORDS: dict[Purpose, tuple[str, str]] = {
     "style": ("style or tone of answers", "回答的风格或语气"),

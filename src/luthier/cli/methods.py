@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 from luthier.cli.cards import COMMAND, Card, cards, find_card, pages
-from luthier.cli.language import Language, language_of
 from luthier.cli.layout import Cell, print_facts, print_heading, print_table
 from luthier.cli.messages import print_json, stdout
+from luthier.core.language import Language, language_of
 from luthier.run.numbers import setting
 
 if TYPE_CHECKING:

@@ -42,8 +42,6 @@ if TYPE_CHECKING:
     from luthier.core.batch import Batch, Example
     from luthier.models.loaded import LoadedModel
 
-GAMMA = 1.0
-"""The discount: an answer is worth the same to each of its tokens, however long it is."""
 KL_GAIN = 0.1
 """How fast an adapted KL coefficient follows, as in Ziegler et al."""
 KL_STEP = 0.2
@@ -75,6 +73,8 @@ class Ppo(Objective):
     """How far the critic may move in one set of answers before it stops counting; null lets it go anywhere."""
     value_weight: float = Field(default=0.1, ge=0)
     """How much the critic's error counts beside the policy."""
+    gamma: float = Field(default=1.0, gt=0, le=1)
+    """How much a reward that comes one token later is worth."""
     gae_lambda: float = Field(default=0.95, ge=0, le=1)
     """Between trusting the critic (0) and what was really given (1)."""
     entropy_weight: float = Field(default=0.0, ge=0)
@@ -105,6 +105,7 @@ class Ppo(Objective):
         "epsilon": "在同一批回答上，词元概率最多可变动的比例，超过便不再计入。",
         "epsilon_value": "在同一批回答上，评论家最多可变动多少；null 不限制。",
         "value_weight": "评论家的误差相对于策略算多少。",
+        "gamma": "晚一个词元得到的奖励打几折。",
         "gae_lambda": "在相信评论家（0）与相信实际所得（1）之间。",
         "entropy_weight": "奖励策略保持不确定，使回答多样；要多看一遍 logits。",
         "whiten_rewards": "把每批回答的奖励化为方差 1。优势总是如此处理。",
@@ -179,7 +180,7 @@ class Ppo(Objective):
         if self.whiten_rewards:
             earned = np.split(whitened(np.concatenate(earned), shift=False), borders)
         values = [group.example.token_extras["values"].astype(np.float64) for group in groups]
-        advantages = [generalised_advantages(r, v, GAMMA, self.gae_lambda) for r, v in zip(earned, values)]
+        advantages = [generalised_advantages(r, v, self.gamma, self.gae_lambda) for r, v in zip(earned, values)]
         returns = [a + v for a, v in zip(advantages, values)]
         examples = []
         white = np.split(whitened(np.concatenate(advantages)), borders)
