@@ -94,8 +94,8 @@ CASES = {
         {"method": "full", "learning_rate": 3e-4, "epochs": 3, "batch_size": 16},
     ),
 }
-SHIPPED = {"method": "lora", "learning_rate": 1e-3, "epochs": 3, "batch_size": 8}
-REWARD = {"method": "lora", "learning_rate": 3e-3, "epochs": 5, "batch_size": 16}
+SHIPPED = {"method": "lora", "learning_rate": 2e-3, "epochs": 2, "batch_size": 8}
+REWARD = {"method": "lora", "learning_rate": 3e-3, "epochs": 3, "batch_size": 16}
 
 
 def drawn_pairs(case: Case, shared: Path, seed: int, most: int = 6) -> tuple[list[dict], list[dict]]:

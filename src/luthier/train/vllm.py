@@ -251,7 +251,7 @@ class _Reader:
         try:
             choices = sorted(json.loads(content)["choices"], key=lambda choice: choice["index"])
             read = [self._answer(choice) for choice in choices]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
             raise Fault(f"the reply is no completion ({type(error).__name__})") from error
         if len(read) != self.count:
             raise Fault(f"{len(read)} answers came, and {self.count} were asked for")
@@ -266,7 +266,7 @@ class _Reader:
         tokens = choice.get("token_ids")
         if not isinstance(tokens, list):
             tokens = [_numbered(word) for word in numbers.get("tokens", [])]
-        if why == "stop" and not (tokens and tokens[-1] in self.stops):
+        if why == "stop" and self.stops and not (tokens and tokens[-1] in self.stops):
             tokens = [*tokens, stopped_by if stopped_by in self.stops else self.stops[0]]
         if not all(isinstance(token, int) and 0 <= token < self.rows for token in tokens):
             what = "The server writes tokens that the model does not have."
