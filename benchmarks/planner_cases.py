@@ -1,0 +1,122 @@
+"""Random models of several shapes, rows of known length, and the cases of the planner's benchmark."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import dataclass, field
+from pathlib import Path
+
+STARTER = Path(__file__).parents[1] / "src/luthier/starter"
+WORDS = "the dog ran to a big red ball and then she said that it was very happy in the park with her friend".split()
+_LLAMA = {"max_position_embeddings": 1024, "rms_norm_eps": 1e-5}
+MODELS: dict[str, tuple[str, dict[str, object]]] = {
+    "llama-8m": (
+        "llama",
+        {
+            **_LLAMA,
+            "hidden_size": 256,
+            "intermediate_size": 688,
+            "num_hidden_layers": 8,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "llama-43m": (
+        "llama",
+        {
+            **_LLAMA,
+            "hidden_size": 512,
+            "intermediate_size": 1408,
+            "num_hidden_layers": 12,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 4,
+            "tie_word_embeddings": False,
+        },
+    ),
+    "llama-120m": (
+        "llama",
+        {
+            **_LLAMA,
+            "hidden_size": 768,
+            "intermediate_size": 2048,
+            "num_hidden_layers": 16,
+            "num_attention_heads": 12,
+            "num_key_value_heads": 12,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "qwen3-60m-wide": (
+        "qwen3",
+        {
+            **_LLAMA,
+            "vocab_size": 98304,
+            "hidden_size": 512,
+            "intermediate_size": 1536,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 2,
+            "head_dim": 64,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "qwen2-30m": (
+        "qwen2",
+        {
+            **_LLAMA,
+            "hidden_size": 448,
+            "intermediate_size": 1792,
+            "num_hidden_layers": 8,
+            "num_attention_heads": 7,
+            "num_key_value_heads": 1,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "gpt2-29m": (
+        "gpt2",
+        {
+            "n_embd": 512,
+            "n_layer": 8,
+            "n_head": 8,
+            "n_positions": 1024,
+            "resid_pdrop": 0.0,
+            "embd_pdrop": 0.0,
+            "attn_pdrop": 0.0,
+        },
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run: a model, a recipe's keys beside the ordinary ones, and rows of a length."""
+
+    name: str
+    model: str
+    recipe: dict[str, object] = field(default_factory=dict)
+    tokens: int = 128
+    fits: bool = False
+
+
+def write_model(name: str, folder: Path) -> None:
+    """Write a random model with the starter's tokenizer."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    family, sizes = MODELS[name]
+    tokenizer = AutoTokenizer.from_pretrained(STARTER)
+    ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    config = AutoConfig.for_model(
+        family, **{"vocab_size": len(tokenizer), **ids, "pad_token_id": tokenizer.pad_token_id, **sizes}
+    )
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def write_rows(file: Path, tokens: int, count: int) -> None:
+    """Write one long text that is cut into at least so many pieces of so many tokens."""
+    draw = random.Random(tokens)
+    text = " ".join(draw.choice(WORDS) for _ in range(tokens * count))
+    file.write_text(json.dumps({"text": text}) + "\n", encoding="utf-8")
