@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from luthier.advise.activations import Kept, Pass, kept
+from luthier.advise.overhead import NONE, Overhead
 from luthier.advise.reach import Reach, reach_of
 from luthier.advise.shape import ModelShape
 
@@ -41,6 +42,7 @@ class Job:
         bits: of a quantised frozen base; None where it is not quantised.
         mixed: weights and gradients in 16 bits beside a float32 copy, as DeepSpeed and ZeRO's tables count.
         rollout_sequences, rollout_tokens: answers written at once, and their longest length with the prompt (0: none).
+        overhead: what libraries and the allocator take beside the tensors.
         copies: further copies of the trained tensors (a reference kept in memory).
         offload: what lies in the host's memory: the optimizer's part, or weights and gradients too.
     """
@@ -65,6 +67,7 @@ class Job:
     placement: Placement = "single"
     offload: Offload = "none"
     device: Literal["cpu", "cuda"] = "cpu"
+    overhead: Overhead = NONE
     rollout_sequences: int = 0
     rollout_tokens: int = 0
     copies: int = 0
@@ -118,7 +121,8 @@ def plan_memory(shape: ModelShape, job: Job) -> Memory:
     resident = sum(parts.values())
     moving = _step(passes, gradients, reach, shape, job)
     cache = kv_cache(shape, job) if job.rollout_sequences else 0
-    extra = overhead(shape, job)
+    moved = sum(moving.values())
+    extra = job.overhead.fixed_bytes + round((job.overhead.heap - 1) * moved)
     phases = {
         "step": resident + sum(moving.values()) + extra,
         "rollouts": resident + cache + extra if cache else 0,
@@ -246,8 +250,3 @@ def _step(passes: Kept, gradients: int, reach: Reach, shape: ModelShape, job: Jo
         "logits": 0 if backward else passes.logits,
         "workspace": passes.work if backward else 0,
     }
-
-
-def overhead(shape: ModelShape, job: Job) -> int:
-    """Return what libraries and the allocator take beside the tensors."""
-    return 0

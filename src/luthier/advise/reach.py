@@ -6,6 +6,7 @@ nothing at all. The numbers of trained parameters are closed forms of the same s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -92,7 +93,8 @@ def _lora(settings: Settings, shape: ModelShape) -> Reach:
 
 
 def _adalora(settings: Settings, shape: ModelShape) -> Reach:
-    return _beside(settings, shape, _number(settings, "initial_rank", 12), 1)
+    usual = math.ceil(1.5 * _number(settings, "rank", 8))
+    return _beside(settings, shape, _number(settings, "initial_rank", usual), 1)
 
 
 def _beside(settings: Settings, shape: ModelShape, rank: int, per_rank: int) -> Reach:

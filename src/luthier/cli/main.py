@@ -119,19 +119,42 @@ def check(
 @app.command()
 def plan(
     target: Annotated[
-        str, typer.Argument(metavar="RECIPE|MODEL", help="A recipe, or a model: a folder, a hub id, or starter.")
-    ],
+        str | None, typer.Argument(metavar="RECIPE|MODEL", help="A recipe, or a model: a folder, a hub id, or starter.")
+    ] = None,
     overrides: Overrides = None,
     params: Annotated[bool, typer.Option("--params", help="Count the parameters that would be trained.")] = False,
+    what_fits: Annotated[
+        bool, typer.Option("--what-fits", help="Tell which method fits which card, and what must be offloaded.")
+    ] = False,
+    gpu: Annotated[
+        str | None, typer.Option("--gpu", help="Plan for cards: A100-80GB, 8xH100-80GB, 24GB, several with commas.")
+    ] = None,
+    devices: Annotated[int, typer.Option("--devices", min=1, help="How many of them.")] = 1,
+    placement: Annotated[
+        str | None, typer.Option("--placement", help="ddp, zero1, zero2, zero3 or fsdp2: how they share the work.")
+    ] = None,
+    offload: Annotated[str, typer.Option("--offload", help="What lies on the host: none, optimizer or all.")] = "none",
+    mixed: Annotated[
+        bool, typer.Option("--mixed", help="16-bit weights and gradients beside a float32 copy, as DeepSpeed has them.")
+    ] = False,
+    calibrate: Annotated[
+        list[Path] | None, typer.Option("--calibrate", help="Fit the overhead of this machine to finished runs.")
+    ] = None,
+    forget: Annotated[bool, typer.Option("--forget", help="Forget what was calibrated.")] = False,
     json: AsJson = False,
 ) -> None:
-    """Tell what a recipe would train, or what each method would train of a model: from its config.json alone.
+    """Tell what a recipe would need and take: memory by part, steps, operations, hours, energy. No weights are read.
 
-    Example: luthier plan recipe.yaml --params, or luthier plan Qwen/Qwen3-0.6B --params
+    Example: luthier plan recipe.yaml --gpu A100-80GB, or luthier plan Qwen/Qwen3-0.6B --what-fits
     """
     from luthier.cli import plan as verb
 
-    verb.run(target, overrides or [], params, json)
+    if calibrate or forget:
+        more = [Path(p) for p in (target, *(overrides or [])) if p]
+        verb.calibrate([*(calibrate or []), *more], json, forget)
+        return
+    hardware = verb.Hardware(gpu, devices, placement, offload, mixed)
+    verb.run(verb.require_target(target), overrides or [], params, json, hardware, what_fits)
 
 
 @app.command()

@@ -62,7 +62,14 @@ def open_tokenizer(recipe: Recipe, found: Examined) -> Rendering:
             raise RecipeError(*wrong)
     longest = longest_sequence(recipe.model_copy(update={"max_length": None}), facts)
     return Rendering(
-        recipe, tokenizer, longest_sequence(recipe, facts), facts.context_length, found.classes, found.numbers, longest
+        recipe,
+        tokenizer,
+        longest_sequence(recipe, facts),
+        facts.context_length,
+        found.classes,
+        found.numbers,
+        longest,
+        facts.config,
     )
 
 
@@ -110,7 +117,7 @@ def assemble(recipe: Recipe, folder: StageDir, screen: Screen, data: StageData, 
 
     stream = stream_of(recipe, data.sizes)
     updates = updates_of(recipe.objective)
-    total = _total_steps(recipe, stream, data)
+    total = total_steps(recipe, stream, data)
     torch.manual_seed(recipe.seed)
     recipe.method.prepare(model.module)
     if go_on_from(model, recipe.method, folder):
@@ -135,7 +142,7 @@ def assemble(recipe: Recipe, folder: StageDir, screen: Screen, data: StageData, 
             weight_decay=recipe.weight_decay,
             max_grad_norm=recipe.max_grad_norm,
             seed=recipe.seed,
-            gradient_checkpointing=recipe.gradient_checkpointing,
+            gradient_checkpointing=recipe.gradient_checkpointing is True,
             output_scale=scale,
             keep_reference=recipe.objective.compares_with_start or needs_start(recipe.regularizers),
         ),
@@ -163,7 +170,7 @@ def assemble(recipe: Recipe, folder: StageDir, screen: Screen, data: StageData, 
     return StageRun(recipe, folder, screen, data, model, engine, stream)
 
 
-def _total_steps(recipe: Recipe, stream: Steps, data: StageData) -> int:
+def total_steps(recipe: Recipe, stream: Steps, data: StageData) -> int:
     """Return the optimizer steps of the run; where seconds are counted, a first guess of one epoch."""
     updates, allowed = updates_of(recipe.objective), recipe.allowance
     if allowed is not None and allowed.unit == "tokens":

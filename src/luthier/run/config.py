@@ -237,8 +237,9 @@ class Recipe(BaseModel):
     max_grad_norm: float | None = Field(default=1.0, gt=0)
     """Shorten gradients longer than this; null leaves them alone."""
 
-    gradient_checkpointing: bool = False
-    """Recompute activations instead of keeping them: less memory, about a third more time, the same result."""
+    gradient_checkpointing: bool | Literal["auto"] = False
+    """Recompute activations instead of keeping them: less memory, about a third more time, the same result. "auto" does
+    so where the plan says that the run would not fit otherwise; decided once, and kept in plan.json."""
 
     cache_frozen: bool = True
     """With several epochs, run blocks that stand below everything trained once for each row, and keep what they give
@@ -403,7 +404,7 @@ class Recipe(BaseModel):
             head=self.objective.head,
             data_form=self.objective.data_form,
             keeps_features=self.method.keeps_features,
-            gradient_checkpointing=self.gradient_checkpointing,
+            gradient_checkpointing=self.gradient_checkpointing is True,
             unservable=self.method.unservable,
         )
         found = []

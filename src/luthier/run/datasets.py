@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Literal
@@ -134,6 +134,7 @@ class Rendering:
         longest: the longest example where the recipe's own limit does not hold.
         classes: what labelled rows are told apart by.
         numbers: what texts are rated with.
+        config: the model's config.json.
     """
 
     recipe: Recipe
@@ -143,6 +144,7 @@ class Rendering:
     classes: Classes | None = None
     numbers: Numbers | None = None
     longest: int = 0
+    config: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def measuring(self) -> Rendering:

@@ -33,6 +33,7 @@ from luthier.run.mixing import note_draws
 from luthier.run.online import open_asking
 from luthier.run.opened import load_for
 from luthier.run.overfitting import overfitting_part, warnings_of
+from luthier.run.plan_file import note_measured, plan_run
 from luthier.run.screen import Screen
 from luthier.run.stage_run import StageRun, tell_faults
 from luthier.run.teacher import open_teacher
@@ -73,6 +74,8 @@ def _run_stage(
         if asking.server is not None:
             screen.fact("answers", f"by the vLLM server at {asking.server.url}, which serves {asking.server.model}")
     found.release_rows()
+    planned = plan_run(recipe, rendering.config, data, run, screen)
+    recipe = planned.recipe
     several = data.classes is not None and data.classes.is_multi
     model = load_for(recipe, rendering.tokenizer, name_classes(recipe, folder, data), several)
     model.packs = model.packs and recipe.packing
@@ -110,6 +113,7 @@ def _run_stage(
     samples = [{**row, "after": text} for row, text in zip(samples, after_answers)]
     write_samples(folder, samples)
     outcome = audit(model.module, before_bits)
+    note_measured(planned, device_peak_bytes(), stage.progress, stage.engine.step, screen)
     screen.comparison(results["before"], results["after"], results.get("change", {}))
     screen.samples(samples)
     return {**setup, **_report(stage, outcome, results, chosen), "final_checkpoint": chosen}

@@ -1,0 +1,81 @@
+"""How many operations a run takes, and how long: forward and backward, by what the method trains.
+
+A product with a matrix of p numbers takes 2p operations for each token. The gradient of its input takes as many again,
+in every block above the lowest trained one; the gradient of the matrix itself as many once more, where it is trained.
+Attention over a causal sequence of T tokens takes 2·A·D·T for each token, backward twice that and recomputed scores.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from luthier.advise.activations import Pass, kept
+from luthier.advise.reach import Reach
+from luthier.advise.shape import ModelShape
+
+OPTIMIZER_BYTES = 28
+"""Read and written for each trained parameter by AdamW: weight, gradient, two moments, the gradient's norm."""
+PASSES = 6.0
+"""How often what is kept between the passes is read or written beside the products: norms, gates, sums, copies."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What a device does in a second.
+
+    Attributes:
+        flops: operations of matrix products that are sustained.
+        bandwidth: bytes of memory, 0 where elementwise work is part of `flops` already.
+        watts: for the energy; 0 where unknown.
+    """
+
+    flops: float
+    bandwidth: float = 0.0
+    watts: float = 0.0
+
+
+def flops_per_step(shape: ModelShape, reach: Reach, one: Pass, reference: bool = False) -> float:
+    """Return the operations of one micro-batch, forward and backward, without the update.
+
+    Args:
+        reference: a second model, or the same one at its start, runs forward too.
+    """
+    block = _block_matrices(shape)
+    mean = one.tokens / max(one.sequences, 1)
+    scores = 2 * shape.heads * shape.head_size * mean * (2 if shape.is_encoder else 1)
+    forward = shape.layers * (2 * block + scores) * one.tokens
+    depth = shape.layers - min(reach.first_block, shape.layers)
+    backward = depth * (2 * block + 2.5 * scores) * one.tokens
+    if reach.matrices:
+        backward += depth * 2 * block * one.tokens
+    thin = sum(m.inputs + m.outputs for m in shape.matrices if m.role in reach.beside) * reach.rank
+    thin += sum(2 * shape.hidden * width for width in reach.bottlenecks)
+    backward += depth * 4 * thin * one.tokens
+    forward += depth * 2 * thin * one.tokens
+    if one.folds and reach.beside:  # the update is folded into the weight twice
+        folded = sum(m.parameters for m in shape.matrices if m.role in reach.beside)
+        backward += depth * 2 * 2 * reach.rank * folded
+    if one.checkpointing:
+        backward += depth * (2 * block + scores) * one.tokens
+    head = 2 * shape.head_matrix * one.supervised
+    needs_gradient = 1 if depth or reach.virtual_tokens else 0
+    total = forward + backward + head * (1 + needs_gradient + (1 if reach.head else 0))
+    return total + (forward + head if reference else 0)
+
+
+def step_seconds(
+    flops: float, shape: ModelShape, reach: Reach, one: Pass, micro_batches: float, trained: int, speed: Speed
+) -> float:
+    """Return the seconds of one optimizer step on one device: products, elementwise passes, the update."""
+    seconds = flops * micro_batches / speed.flops
+    if speed.bandwidth:
+        size = kept(shape, reach, one).activations * (2 if one.checkpointing else 1)
+        seconds += micro_batches * PASSES * size / speed.bandwidth
+        seconds += OPTIMIZER_BYTES * trained / speed.bandwidth
+    return seconds
+
+
+def _block_matrices(shape: ModelShape) -> float:
+    """Return the numbers that one token meets in one block."""
+    chosen = shape.experts_per_token * 3 * shape.hidden * shape.expert_inner + shape.experts * shape.hidden
+    return shape.block_matrices + (chosen if shape.experts else 0)
