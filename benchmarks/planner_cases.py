@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 STARTER = Path(__file__).parents[1] / "src/luthier/starter"
-WORDS = "the dog ran to a big red ball and then she said that it was very happy in the park with her friend".split()
+TEXT = "the dog ran to a big red ball and then she said that it was very happy in the park with her friend"
 _LLAMA = {"max_position_embeddings": 1024, "rms_norm_eps": 1e-5}
 MODELS: dict[str, tuple[str, dict[str, object]]] = {
     "llama-8m": (
@@ -117,6 +117,6 @@ def write_model(name: str, folder: Path) -> None:
 
 def write_rows(file: Path, tokens: int, count: int) -> None:
     """Write one long text that is cut into at least so many pieces of so many tokens."""
-    draw = random.Random(tokens)
-    text = " ".join(draw.choice(WORDS) for _ in range(tokens * count))
+    draw, words = random.Random(tokens), TEXT.split()
+    text = " ".join(draw.choice(words) for _ in range(tokens * count))
     file.write_text(json.dumps({"text": text}) + "\n", encoding="utf-8")
