@@ -51,6 +51,7 @@ RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a ru
 Target = Annotated[str, typer.Argument(metavar="TARGET", help="A run, a model folder, a hub id, or starter.")]
 TrainOn = Literal["assistant", "all", "last"]
 ExportForm = Literal["hf", "peft"]
+Prefer = Literal["low", "middle", "high"]
 Combination = Literal["linear", "cat", "ties", "dare_linear", "dare_ties"]
 Quality = Literal["any", "good", "best"]
 Lang = Annotated[
@@ -539,6 +540,44 @@ def doctor(
 
     asked = None if model is None else verb.WithModel(model, perplexity, chat_template)
     verb.run(data, evaluation, fix, html, max_length, columns, words, limit, asked, json)
+
+
+@app.command()
+def select(
+    data: Annotated[str, typer.Argument(metavar="DATA", help="Questions with answers: a file, a folder, a pattern.")],
+    best: Annotated[str, typer.Option("--best", help="How many rows to keep: a number, or a share such as 10%.")],
+    out: Annotated[Path, typer.Option("--out", help="The file of the rows that are kept (JSONL).")],
+    by: Annotated[
+        str, typer.Option("--by", help="perplexity, ifd, diversity, joined by commas; or random, to compare with.")
+    ] = "ifd,diversity",
+    prefer: Annotated[
+        Prefer, typer.Option("--prefer", help="Which perplexities are best: middle, low (easy) or high (hard).")
+    ] = "middle",
+    model: Annotated[
+        str, typer.Option("--model", help="What scores the rows: a run, a folder, a hub id, or starter.")
+    ] = "starter",
+    seed: Annotated[int, typer.Option("--seed", help="Breaks ties, and decides a random choice.")] = 0,
+    columns: Annotated[
+        str | None, typer.Option("--columns", help="Which column is which: prompt=Frage,answer=2 (by name or place).")
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Choose only among the first rows.")] = None,
+    max_length: Annotated[
+        int | None, typer.Option("--max-length", min=2, help="Score longer rows cut to this.")
+    ] = None,
+    chat_template: Annotated[
+        str | None, typer.Option("--chat-template", help="In place of the model's own: a name or a .jinja file.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write over a file that exists.")] = False,
+    json: AsJson = False,
+) -> None:
+    """Keep the rows most worth learning from, by a model's scores of them and by what they cover together.
+
+    Example: luthier select my.jsonl --best 1000 --model runs/short --out best.jsonl
+    """
+    from luthier.cli import select as verb
+
+    wish = verb.Wish(best, by, prefer, seed)
+    verb.run(data, wish, out, model, columns, limit, max_length, chat_template, force, json)
 
 
 @app.command()
