@@ -10,6 +10,8 @@ from luthier.doctor.examine import Diagnosis
 
 SHOWN = 1000
 BARS = 40
+LIMITS = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
+"""Values of max_length that are usual."""
 
 
 def page(found: Diagnosis, title: str) -> str:
@@ -35,10 +37,41 @@ def page(found: Diagnosis, title: str) -> str:
             kinds=[(kind.replace("_", " "), count, 100 * count / most) for kind, count in found.counts.most_common()],
             scripts=[(name, f"{count:,}", 100 * count / scripts) for name, count in found.scripts.most_common(6)],
             bars=_bars(tokens),
+            budget=_budget(tokens),
+            duplicates=_duplicates(found),
+            notes=found.notes,
+            counted_by=f"of {found.counted_by}" if found.counted_by else "estimated",
             findings=found.findings[:SHOWN],
             more=max(0, found.counts.total() - SHOWN),
         )
     )
+
+
+def _budget(tokens: np.ndarray) -> list[tuple[str, str, float]]:
+    """Return for usual values of max_length what share of the rows fits, and of all tokens what share is kept."""
+    if not len(tokens):
+        return []
+    longest = int(tokens.max())
+    limits = [limit for limit in LIMITS if limit < longest] or [LIMITS[0]]
+    limits = [*limits[-6:], next((limit for limit in LIMITS if limit >= longest), longest)]
+    found = []
+    for limit in dict.fromkeys(limits):
+        fits = 100 * float((tokens <= limit).mean())
+        kept = 100 * float(np.minimum(tokens, limit).sum() / tokens.sum())
+        found.append((f"{limit:,}", f"{fits:.4g} % of rows, {kept:.4g} % of tokens", fits))
+    return found
+
+
+def _duplicates(found: Diagnosis) -> list[tuple[str, str, float]]:
+    """Return how many rows stand once, again to the letter, and nearly, by how alike they are."""
+    if not found.rows or "duplicates" not in found.looked_for:
+        return []
+    near = np.asarray(found.near, dtype=np.float64)
+    exact = sum(found.copies) - len(found.copies)
+    counts = [("once", found.rows - exact - len(near)), ("to the letter", exact)]
+    for low, high in ((0.9, 1.01), (0.8, 0.9), (0.7, 0.8), (0.6, 0.7)):
+        counts.append((f"{low:.0%} to {min(high, 1):.0%} alike", int(((near >= low) & (near < high)).sum())))
+    return [(name, f"{count:,}", 100 * count / found.rows) for name, count in counts]
 
 
 def _bars(tokens: np.ndarray) -> list[dict[str, object]]:
