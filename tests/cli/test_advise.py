@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from transformers import AutoConfig
 
 from advised_models import CONFIGS
 from luthier.advise.data_profile import profile_data
@@ -14,6 +15,7 @@ from luthier.advise.machine import parse_size
 from luthier.advise.model_profile import profile_model
 from luthier.cli import advise_questions
 from luthier.core.errors import ModelError, UserError
+from luthier.models.shapes import count_parameters, meta_model
 from recipes import Said, luthier, write_rows
 
 Capture = pytest.CaptureFixture[str]
@@ -233,6 +235,27 @@ def test_a_model_that_is_not_here_is_known_by_its_name(name: str, billions: floa
     assert found.is_encoder == ("bert" in name)
     assert found.is_mixture == (active < billions)
     assert found.talks == name.endswith("Instruct")
+
+
+@pytest.mark.parametrize(
+    ("family", "is_encoder", "is_mixture"),
+    [
+        ("bloom", False, False),
+        ("gptj", False, False),
+        ("falcon", False, False),
+        ("deberta-v2", True, False),
+        ("gpt_oss", False, True),
+    ],
+)
+def test_a_family_without_closed_forms_is_sized_like_a_known_one(
+    family: str, is_encoder: bool, is_mixture: bool, tmp_path: Path
+):
+    config = AutoConfig.for_model(family)
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict(), default=str))
+    found = profile_model(str(tmp_path))
+    assert (found.is_encoder, found.is_mixture) == (is_encoder, is_mixture)
+    built = count_parameters(meta_model(config, 2 if is_encoder else None))
+    assert found.parameters == pytest.approx(built, rel=0.35)
 
 
 def test_a_name_without_a_size_is_refused():

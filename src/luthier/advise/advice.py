@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from luthier.advise.facts import count, hours, size
+from luthier.advise.facts import count, size
 from luthier.advise.line import Step, line
 from luthier.advise.needs import with_needs
 from luthier.advise.notes import Note, notes, runs_today, where
@@ -222,9 +222,3 @@ def machine_words(s: Situation) -> str:
     machine = s.machine
     each = f"{machine.devices} × " if machine.devices > 1 else ""
     return f"{each}{size(machine.device_bytes)} {'GPU' if machine.kind == 'gpu' else 'CPU memory'}"
-
-
-def need_words(s: Situation, method: str) -> str:
-    """Return a method's need in a line."""
-    need = s.needs[method]
-    return f"{size(need.peak_bytes)}, {hours(need.hours)}"

@@ -21,6 +21,7 @@ from luthier.models.files import ModelFacts, find_folder, inspect_model
 _ENCODERS = ("bert", "roberta", "electra", "deberta", "camembert", "xlm", "albert", "mpnet", "ernie", "esm", "nomic")
 _NO_ENCODER = ("bart", "bigbird_pegasus", "blenderbot")
 _BIASED = ("gpt2", "gpt_neox", "gpt_neo", "gptj", "opt", "bloom", "phi", "qwen2", "qwen2_moe", "falcon", "starcoder2")
+_NOT_GATED = ("mpt", "t5", "codegen", "xglm")
 _BIAS_KEYS = ("attention_bias", "mlp_bias", "use_bias", "bias", "qkv_bias")
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 _TALKS = re.compile(r"(instruct|chat|(^|[-_.])it([-_.]|$)|sft|dpo|rlhf|zephyr|vicuna|alpaca|assistant)", re.IGNORECASE)
@@ -173,12 +174,40 @@ def _usual_mixture(total: int, active: int) -> dict[str, object]:
 
 
 def sizes_of(config: Mapping[str, object], name: str) -> ModelShape:
-    """Return the planner's sizes of a config; of a family without closed forms those of a Llama of its measures.
+    """Return the planner's sizes of a config; of a family without closed forms those of a known one of its measures.
 
     Raises:
         ModelError: config.json lacks a size.
     """
-    return shape_of(config if has_closed_form(config) else {**config, "model_type": "llama"}, name)
+    return shape_of(config if has_closed_form(config) else _like_a_known_one(config), name)
+
+
+def _like_a_known_one(config: Mapping[str, object]) -> dict[str, object]:
+    """Return a config of a family with closed forms, as wide, deep and many-headed."""
+    inner = config.get("text_config")
+    config = {**config, **inner} if isinstance(inner, Mapping) else config
+    hidden = _number(config, "hidden_size", "n_embd", "d_model", "dim")
+    width = _number(config, "intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", "d_ff", "hidden_dim")
+    kind = str(config.get("model_type", "")).lower()
+    measures: dict[str, object | None] = {
+        "hidden_size": hidden,
+        "num_hidden_layers": _number(config, "num_hidden_layers", "n_layer", "n_layers", "num_layers"),
+        "num_attention_heads": _number(config, "num_attention_heads", "n_head", "n_heads", "num_heads"),
+        "num_key_value_heads": _number(config, "num_key_value_heads"),
+        "intermediate_size": width or (4 * hidden if hidden else None),
+        "vocab_size": _number(config, "vocab_size"),
+        "max_position_embeddings": _number(config, "max_position_embeddings", "n_positions", "max_seq_len"),
+        "tie_word_embeddings": config.get("tie_word_embeddings"),
+    }
+    known = {key: value for key, value in measures.items() if value is not None}
+    if _is_encoder(config):
+        return {**known, "model_type": "bert"}
+    if _experts(config) > 1:
+        each = _number(config, "moe_intermediate_size") or width or 0
+        used = _number(config, "num_experts_per_tok", "num_experts_per_token") or 1
+        experts = {"num_local_experts": _experts(config), "num_experts_per_tok": used, "intermediate_size": each}
+        return {**known, **experts, "model_type": "mixtral"}
+    return {**known, "model_type": "gpt_neox" if kind in _BIASED or kind in _NOT_GATED else "llama"}
 
 
 def _experts(config: Mapping[str, object]) -> int:

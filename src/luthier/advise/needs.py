@@ -14,7 +14,6 @@ from luthier.advise.situation import GIB, Need, Situation
 
 DEFAULT_MAX_LENGTH = 2048
 """As in run.examine: the longest sequence of a recipe that says nothing."""
-_ALIASES = {"h_adapter": "adapter"}
 _FORWARD_ONLY = ("feature_extraction", "dense_head")
 _WHOLE = ("full", "ulmfit", "layers")
 _CUDA_BYTES = GIB  # context, kernels, fragmentation; libraries on a processor
@@ -67,7 +66,7 @@ def job(s: Situation, kind: str) -> Job:
     compares = s.main is not None and s.main.form == "preference"
     on_gpu = s.machine.kind == "gpu"
     return Job(
-        method=_ALIASES.get(kind, kind),
+        method=kind,
         settings=method_settings(s, kind),
         tokens=2 * length if compares else length,
         sequences=2 if compares else 1,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -186,8 +187,6 @@ def _hours(text: str | None) -> float | None:
     """
     if text is None:
         return None
-    import re
-
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(m|min|minutes?|h|hours?|d|days?)?", text.strip().lower())
     if found is None or float(found[1]) <= 0:
         raise UserError(
