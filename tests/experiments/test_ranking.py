@@ -158,3 +158,25 @@ def test_the_page_opens_alone_and_has_every_row_and_plot(tmp_path: Path):
     assert "http" not in page.replace("http-equiv", "")
     assert json.loads((tmp_path / "comparison.json").read_text())["rows"][3]["failures"] == 3
     assert "no difference shown" in (tmp_path / "comparison.md").read_text()
+
+
+def test_runs_of_one_seed_are_held_against_each_other_by_the_same_cases(tmp_path: Path):
+    def run(name: str, right: list[int]) -> Cell:
+        stage = tmp_path / name / "00-sft"
+        stage.mkdir(parents=True)
+        score = sum(right) / len(right)
+        cases = [[value, 1.0] for value in right]
+        kept = {"metric": "accuracy", "score": score, "interval": [0, 1], "n": len(right), "cases": cases}
+        kept |= {"aggregate": "mean", "higher_is_better": True}
+        (stage / "eval_cases.json").write_text(json.dumps({"after": {"task": kept}}))
+        measures = {"task": Comparison("task", "accuracy", 0.1, score, len(right))}
+        return Cell(name, [Outcome(name, str(tmp_path / name), model="m", seed=0, measures=measures)])
+
+    rows = [run("best", [1] * 30 + [0] * 10), run("near", [1] * 29 + [0] * 11), run("far", [1] * 8 + [0] * 32)]
+    found = standings(rows, "task")
+    assert [found[row.name].verdict for row in rows] == ["best", "no difference shown", "worse"]
+    assert found["far"].basis == "cases"
+    assert found["far"].difference is not None
+    assert found["far"].difference.mean == pytest.approx(-22 / 40)
+    (tmp_path / "far" / "00-sft" / "eval_cases.json").unlink()
+    assert standings(rows, "task")["far"].verdict == "one seed"

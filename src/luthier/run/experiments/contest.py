@@ -23,7 +23,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from luthier.core.component import component_class, kinds
-from luthier.core.errors import Problem, RecipeError, UserError
+from luthier.core.errors import Problem, RecipeError, UserError, did_you_mean
 from luthier.core.paths import locate
 from luthier.run.config import Recipe, require_recipe
 from luthier.run.draft import Draft, override
@@ -118,6 +118,9 @@ def read_contest(path: Path, overrides: Sequence[str] = ()) -> Contest:
     if not problems and all(v.refused for v in contest.variants):
         problems += [Problem(v.refused, f"{path}: variants.{v.name}") for v in contest.variants]
     problems += _wrong_measures(contest)
+    watched = contest.variants[0].recipe.forgetting if contest.variants else None
+    if watched is not None and watched.data and not contest.retained:
+        contest.retained = watched.data[0].title
     if problems:
         raise RecipeError(*problems)
     return contest
@@ -246,11 +249,9 @@ def _variant(name: str, shared: Draft, keys: Mapping[str, object]) -> Variant:
 
 def _wrong_measures(contest: Contest) -> list[Problem]:
     """Return the measures that the file names and no cell takes, as far as the recipes tell."""
-    from luthier.core.errors import did_you_mean
-
     if not contest.variants:
         return []
-    tasks = [task.label for task in contest.variants[0].recipe.evaluate]
+    tasks = measure_names(contest.variants[0].recipe)
     problems = []
     for key, name in (("quality", contest.quality), ("retained", contest.retained)):
         if not name or name in tasks or name.startswith(("held-out", "general")):
@@ -258,6 +259,12 @@ def _wrong_measures(contest: Contest) -> list[Problem]:
         what = f'{key}: nothing called "{name}" is measured.{did_you_mean(name, tasks)}'
         problems.append(Problem(what, str(contest.path), f"choose from: {', '.join([*tasks, 'held-out loss'])}"))
     return problems
+
+
+def measure_names(recipe: Recipe) -> list[str]:
+    """Return what the recipe's tasks, and the sets that are not to be forgotten, are called."""
+    tasks = [task.label for task in recipe.evaluate]
+    return tasks if recipe.forgetting is None else [*tasks, *(part.title for part in recipe.forgetting.data)]
 
 
 def as_overrides(keys: Mapping[str, object]) -> list[str]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from luthier.core.rundir import RunDir, read_json
+from luthier.evaluate.tasks.base import TaskResult
 from luthier.run.summary import Comparison, as_float, mapping, read_run
 
 
@@ -69,6 +71,16 @@ def outcome_of(run: RunDir, name: str) -> Outcome:
         seed=_whole(summary.recipe.get("seed")),
         train_cpu_seconds=as_float(report.get("train_cpu_seconds")),
     )
+
+
+def cases_of(run: str, name: str) -> TaskResult | None:
+    """Return what each case of a task gave after training; None where the run has not kept it."""
+    for stage in RunDir(Path(run)).stages()[-1:]:
+        path = stage.path / "eval_cases.json"
+        if path.is_file():
+            kept = mapping(mapping(read_json(path).get("after")).get(name))
+            return TaskResult.from_dict(name, dict(kept)) if kept else None
+    return None
 
 
 def _default_rate(recipe: Mapping[str, object]) -> float | None:

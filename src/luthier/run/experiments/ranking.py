@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from luthier.evaluate.tasks.base import paired as by_case
 from luthier.run.experiments.cell import Cell
+from luthier.run.experiments.outcome import cases_of
 from luthier.run.experiments.statistics import Difference, holm, paired
 
 Verdict = Literal["best", "no difference shown", "worse", "one seed", "not measured"]
@@ -21,11 +23,13 @@ _RETAINED = ("general", "retained", "forgetting")
 
 @dataclass(frozen=True)
 class Standing:
-    """How a cell stands against the best one of its model: the paired difference over their common seeds."""
+    """How a cell stands against the best one of its model: the paired difference over their common seeds, or over the
+    cases of the only one."""
 
     verdict: Verdict
     difference: Difference | None = None
     seeds: int = 0
+    basis: Literal["seeds", "cases"] = "seeds"
 
     def as_dict(self) -> dict[str, object]:
         """Return plain values for JSON."""
@@ -36,6 +40,7 @@ class Standing:
             "interval": None if found is None or found.interval is None else list(found.interval),
             "p": None if found is None else found.p,
             "seeds": self.seeds,
+            "basis": self.basis,
         }
 
 
@@ -82,12 +87,27 @@ def _of_one_model(cells: Sequence[Cell], quality: str) -> dict[str, Standing]:
             continue
         ours, theirs = ([c.after(quality)[seed] for seed in seeds] for c in (cell, best))
         found[cell.name] = Standing("one seed", paired(ours, theirs), len(seeds))
+        if len(seeds) == 1:
+            found[cell.name] = _by_cases(cell, best, seeds[0], quality) or found[cell.name]
     chances = {n: s.difference.p for n, s in found.items() if s.difference is not None and s.difference.p is not None}
     shown = holm(chances)
     for name in chances:
         standing = found[name]
         found[name] = Standing("worse" if name in shown else "no difference shown", standing.difference, standing.seeds)
     return found
+
+
+def _by_cases(cell: Cell, best: Cell, seed: int, quality: str) -> Standing | None:
+    """Return how two runs of one seed stand by the same cases, resampled together; None where these are not known."""
+    ours, theirs = (
+        next((cases_of(run.run, quality) for run in c.runs if run.seed in (seed, None)), None) for c in (cell, best)
+    )
+    if ours is None or theirs is None or ours.cases.shape != theirs.cases.shape:
+        return None
+    change = by_case(theirs, ours)
+    low, high = change.interval
+    verdict: Verdict = "no difference shown" if low <= 0 <= high else "worse"
+    return Standing(verdict, Difference(change.change, (low, high), None), 1, "cases")
 
 
 def mean_of(cell: Cell, name: str) -> float | None:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 from luthier.core.errors import Interrupted, RecipeError
 from luthier.core.rundir import RunDir, write_atomic, write_json
+from luthier.evaluate.tasks.base import Task
+from luthier.run.experiments.contest import measure_names
 from luthier.run.experiments.jobs import PATIENCE_SECONDS, Job, interruptible, stop_all
 from luthier.run.experiments.outcome import outcome_of
 from luthier.run.experiments.study import REASON, again, ask, choose, chosen_value, importances, open_study
@@ -233,7 +235,10 @@ def _fail(study: optuna.Study, trial: Trial, reason: str, name: str, tell: Calla
 
 def _like(tuning: Tuning) -> Comparison:
     """Return the measure's metric and direction: of a task as the recipe says, of held-out rows by its name."""
-    task = next((task for task in tuning.recipe.evaluate if task.name == tuning.measure), None)
+    named = zip(measure_names(tuning.recipe), tuning.recipe.evaluate)
+    task = next((task for name, task in named if name == tuning.measure), None)
+    if isinstance(task, Task):
+        return Comparison(tuning.measure, task.metric, None, None, higher=task.higher_is_better)
     metric = task.metric if task is not None else tuning.measure.removeprefix("held-out ").replace(" ", "_")
     return Comparison(tuning.measure, str(metric), None, None)
 

@@ -26,7 +26,7 @@ from luthier.core.paths import locate
 from luthier.run.config import Recipe, parse_draft, require_recipe
 from luthier.run.draft import Draft, override
 from luthier.run.examine import examine
-from luthier.run.experiments.contest import as_overrides
+from luthier.run.experiments.contest import as_overrides, measure_names
 from luthier.run.experiments.file import Budget, read_budget
 from luthier.run.experiments.keys import held_out_problems
 from luthier.run.experiments.space import Space, read_space, usual_space
@@ -166,7 +166,7 @@ def require_search(tuning: Tuning) -> None:
             problems += [p for p in told if p not in problems]
     varied = {key.partition(".")[0] for key in tuning.space}
     problems += held_out_problems(tuning.recipe, varied, f"{tuning.path}: {SECTION}.space")
-    names = [task.name for task in tuning.recipe.evaluate]
+    names = measure_names(tuning.recipe)
     if not tuning.recipe.has_eval_data and not names:
         remedy = "hold some rows out: eval_fraction: 0.1, or eval_data: FILE"
         problems.append(Problem("Nothing is measured that could become better.", str(tuning.path), remedy))
@@ -178,7 +178,7 @@ def require_search(tuning: Tuning) -> None:
 
 
 def _usual_measure(recipe: Recipe) -> str:
-    return HELD_OUT if recipe.has_eval_data or not recipe.evaluate else recipe.evaluate[0].name
+    return HELD_OUT if recipe.has_eval_data or not recipe.evaluate else measure_names(recipe)[0]
 
 
 def _recipe_draft(changed: Draft, path: Path) -> Draft:
