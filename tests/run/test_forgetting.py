@@ -190,6 +190,40 @@ def test_a_drop_is_a_share_of_a_loss_and_points_of_a_share(
     assert worse_by(Comparison("x", metric, before, after)) == pytest.approx(drop)
 
 
+def test_a_real_model_forgets_stories_and_replay_lowers_the_drop(shared: Path, tmp_path: Path, capsys: Capture) -> None:
+    """The small form of benchmarks/forgetting_cpu.py, with what is watched as a task beside it."""
+    whole = (shared / "data/tinystories/tinystories_val_1000.txt").read_text(encoding="utf-8").split("\n\n")
+    seen = (shared / "data/tinystories/tinystories_train_head.txt").read_text(encoding="utf-8").split("\n\n")
+    write_rows(tmp_path / "stories.jsonl", [{"text": story} for story in whole[:12]])
+    write_rows(tmp_path / "seen.jsonl", [{"text": story} for story in seen[:60]])
+    verses = (shared / "data/zh_poetry/tang300.json").read_text(encoding="utf-8")
+    write_rows(tmp_path / "poems.jsonl", [{"text": "".join(poem["paragraphs"])[:48]} for poem in json.loads(verses)])
+    blimp = {
+        "kind": "minimal_pairs",
+        "name": "blimp",
+        "data": str(shared / "data/blimp/blimp_67x200.jsonl.gz"),
+        "limit": 67,
+    }
+    usual = {"objective": "lm", "data": "poems.jsonl", "max_length": 128, "batch_size": 8, "max_steps": 12}
+    usual |= {"method": "full", "learning_rate": 2e-3, "eval_steps": 4, "samples": 0, "evaluate": [blimp]}
+    usual["forgetting"] = {"data": "stories.jsonl", "tasks": ["blimp"], "max_drop": 0.05}
+    drops = {}
+    for name, parts in {"plain": [], "replay": [{"kind": "replay", "data": "seen.jsonl", "share": 0.4}]}.items():
+        recipe = write_recipe(
+            tmp_path, shared / "models/stories260K", **usual, regularizers=parts, run=str(tmp_path / name)
+        )
+        said = luthier(capsys, "train", recipe, "--json")
+        assert said.code == 0, said.err
+        sets = {part["name"]: part for part in said.json["forgetting"]["sets"]}
+        drops[name] = sets["stories"]["worse_by"]
+        assert sets["blimp"]["metric"] == "accuracy"
+        rows = [row for row in metrics_of(tmp_path / name) if "task_blimp" in row]
+        assert [row["step"] for row in rows] == [4, 8, 12]
+        assert rows[-1]["task_blimp"] == sets["blimp"]["after"]
+    assert drops["plain"] > 0.1
+    assert drops["replay"] < 0.7 * drops["plain"]
+
+
 # ---------------------------------------------------------------------- gates
 
 MEASURED = {
@@ -271,6 +305,8 @@ def test_a_run_that_does_not_pass_ends_with_one_and_is_not_exported(
         ({"forgetting": {"data": "starter:stories", "action": "roll_back"}}, 'Did you mean "rollback"?'),
         ({"forgetting": {"max_drop": 0.1}}, "forgetting names nothing to measure"),
         ({"forgetting": ["a.txt", "b/a.txt"]}, 'the name "a" is used twice'),
+        ({"forgetting": {"tasks": "safty"}, "evaluate": [{"kind": "refusal", "name": "safety"}]}, 'mean "safety"?'),
+        ({"gate": {"task": "safety/harmless refused", "max": 0.1}}, "is not measured in this run"),
         ({"forgetting": {"data": "starter:stories", "max_drop": -1}}, "at least 0"),
         ({"forgetting": {"data": "starter:stories", "max_drop": True}}, "a number"),
     ],

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from luthier.core.errors import Problem
+from luthier.core.errors import Problem, did_you_mean
 from luthier.data.mixture import DataSet, names_of
 from luthier.evaluate.tasks.base import Task
 from luthier.run.limits import unmeasured
@@ -194,7 +194,7 @@ def _limits(recipe: Recipe, tasks: list[str]) -> Iterator[tuple[tuple[str, ...],
     """Yield what is wrong with the keys forgetting and gate."""
     watched = recipe.forgetting
     titles = [] if watched is None else [part.title for part in watched.data]
-    if watched is not None and not titles:
+    if watched is not None and not (titles or watched.tasks):
         what = "forgetting names nothing to measure."
         yield ("forgetting",), Problem(what, recipe.place("forgetting"), "write forgetting: general.jsonl")
     for index, title in enumerate(titles):
@@ -202,6 +202,14 @@ def _limits(recipe: Recipe, tasks: list[str]) -> Iterator[tuple[tuple[str, ...],
             what = f'forgetting: the name "{title}" is used twice, so one result would hide the other.'
             place = recipe.place(f"forgetting.data.{index}")
             yield ("forgetting", "evaluate"), Problem(what, place, "give it a name of its own: {path: …, name: …}")
+    kinds = [task.label for task in recipe.evaluate if isinstance(task, Task)]
+    for index, name in enumerate(watched.tasks if watched is not None else ()):
+        if name not in kinds:
+            known = name in tasks  # a {name, data, metric}, which is measured before and after alone
+            what = f'forgetting: the task "{name}" is {"not measured during training" if known else "not in evaluate"}.'
+            remedy = "write it as {kind: …, data: …, name: …} in evaluate" if known else "name one of evaluate's tasks"
+            place = recipe.place(f"forgetting.tasks.{index}")
+            yield ("forgetting", "evaluate"), Problem(what + did_you_mean(name, kinds) * (not known), place, remedy)
     own = ["held-out"] if recipe.has_eval_data else []
     for index, gate in enumerate(recipe.gate):
         remedy = unmeasured(gate, [*tasks, *titles], own)

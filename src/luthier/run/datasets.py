@@ -201,6 +201,10 @@ def announce(recipe: Recipe, found: Examined, run: RunDir, screen: Screen) -> No
     for part, spec in zip(found.sets, recipe.data_sets):
         rows, called = part.records, f" ({part.name})" if len(found.sets) > 1 else ""
         screen.fact("data", f"{len(rows):,} rows of {spec.path}{called}, read as {rows.format} ({rows.why})")
+    if found.canaries:
+        screen.note(
+            f"{found.canaries:,} rows with secrets are added to those trained on, because evaluate asks for them"
+        )
     if found.held_records:
         source = recipe.eval_data.path if recipe.eval_data is not None else "set aside from them"
         screen.fact("held out", f"{len(found.held_records):,} rows, {source}")

@@ -23,6 +23,7 @@ from luthier.data.spool import Spool
 from luthier.data.templates import TEMPLATES
 from luthier.data.views import joined
 from luthier.evaluate.tasks.base import Cases, Task
+from luthier.evaluate.tasks.exposure import Exposure
 from luthier.models.files import ModelFacts, inspect_model
 from luthier.objectives.base import Objective
 from luthier.objectives.classify import Classify
@@ -62,6 +63,7 @@ class Examined:
         train_records, held_records: those trained on, and those set aside.
         tasks: the recipe's measurements by metric, with their rows.
         measures: those by kind, with their cases.
+        canaries: rows that tasks have put among those that are trained on.
         general: rows of other data, with the place of the regularizer that reads them.
         watched: rows of what is not to be forgotten, by name.
         classes: of labelled rows, as the training rows have them.
@@ -80,6 +82,7 @@ class Examined:
     held_records: Sequence[Record] = ()
     tasks: list[tuple[EvalTask, Records]] = field(default_factory=list)
     measures: list[tuple[Task, Cases]] = field(default_factory=list)
+    canaries: int = 0
     general: list[tuple[int, Records]] = field(default_factory=list)
     watched: list[tuple[str, Records]] = field(default_factory=list)
     classes: Classes | None = None
@@ -141,7 +144,7 @@ def examine(draft: Draft) -> Examined:
     if recipe is not None:
         for index, task in enumerate(recipe.evaluate):
             if isinstance(task, Task):
-                _read_task(task, index, draft, found)
+                _read_task(_as_trained(task, recipe), index, draft, found)
                 continue
             # A task may measure plain text whatever is trained on, so nothing is refused for having no answer.
             is_language = recipe.objective.head == "tokens"
@@ -276,6 +279,26 @@ def _unreasoned(recipe: Recipe, data: Records | None) -> list[Problem]:
     return [Problem(what, recipe.place("reasoning"), remedy)]
 
 
+def _as_trained(task: Task, recipe: Recipe) -> Task:
+    """Return a task that puts rows into the training data as it asks for them: in the form that the recipe trains."""
+    if not isinstance(task, Exposure) or task.chat is not None:
+        return task
+    return task.model_copy(update={"chat": recipe.objective.data_form == "conversation"})
+
+
+def _add_canaries(recipe: Recipe, found: Examined) -> None:
+    """Put the rows that tasks ask for at the end of the first set that is trained on, and say how many there are."""
+    rows = [
+        row
+        for task in recipe.evaluate
+        if isinstance(task, Exposure)
+        for row in task.training_rows(recipe.objective.data_form == "conversation")
+    ]
+    if rows and found.sets:
+        found.sets[0].train = joined([found.sets[0].train, tuple(rows)])
+        found.canaries = len(rows)
+
+
 def _read_task(task: Task, index: int, draft: Draft, found: Examined) -> None:
     """Read the cases of a task and collect what is wrong with them."""
     located = located_task(task, draft, index)
@@ -306,6 +329,7 @@ def _split(recipe: Recipe, found: Examined) -> None:
             called = f"{part.name}: " if len(found.sets) > 1 else ""
             place = recipe.place("eval_fraction")
             found.data_problems += [replace(p, what=called + p.what, where=place) for p in error.problems]
+    _add_canaries(recipe, found)
     found.train_records = joined([part.train for part in found.sets])
     found.held_records = joined([part.held for part in found.sets])
     if found.eval_data is not None:

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from luthier.evaluate.measure import Score, held_out_loss
-from luthier.run.kept import PREFIX
+from luthier.run.kept import column_of
 from luthier.run.limits import Forgetting, drop_text, worse_by
+from luthier.run.measured_tasks import as_row, task_results
 from luthier.run.numbers import number, setting
 from luthier.run.stage_run import StageRun
 from luthier.run.summary import Comparison, as_float, compare, mapping
@@ -32,6 +33,12 @@ def general_scores(stage: StageRun) -> dict[str, dict]:
     return scores
 
 
+def watched_names(stage: StageRun) -> list[str]:
+    """Return what is watched, sets before tasks, as eval.json names it."""
+    watched = stage.recipe.forgetting
+    return [*(part.name for part in stage.data.watched), *(watched.tasks if watched is not None else ())]
+
+
 def can_roll_back(stage: StageRun) -> bool:
     """Return whether the best state that forgot nothing is kept on disk."""
     watched = stage.recipe.forgetting
@@ -47,7 +54,9 @@ def watch(stage: StageRun, target: float | None) -> dict[str, float]:
     watched = stage.recipe.forgetting
     if watched is None:
         return {}
-    scores, progress = general_scores(stage), stage.progress
+    results = task_results(stage, set(watched.tasks)) if watched.tasks else {}
+    scores = {**general_scores(stage), **{name: as_row(result) for name, result in results.items()}}
+    progress = stage.progress
     rows = _against_start(stage, scores)
     lost = [row for row in rows if not watched.allows(row)]
     if not lost:
@@ -56,14 +65,15 @@ def watch(stage: StageRun, target: float | None) -> dict[str, float]:
     elif progress.forgot is None:
         worst = max(lost, key=lambda row: drop if (drop := worse_by(row)) is not None else math.inf)
         values = {"name": worst.name, "metric": worst.metric, "before": worst.before, "after": worst.after}
+        values |= {"higher_is_better": worst.higher_is_better}
         progress.forgot = {"step": stage.engine.step, **values}
         progress.forgot_for_good = watched.action != "warn"
         stage.screen.note(_what_happened(watched, stage.engine.step, worst))
-    return {f"{PREFIX}{name}": float(score["value"]) for name, score in scores.items()}
+    return {column_of(name, watched.tasks): float(str(score["value"])) for name, score in scores.items()}
 
 
 def _against_start(stage: StageRun, scores: Mapping[str, object]) -> list[Comparison]:
-    names = [part.name for part in stage.data.watched]
+    names = watched_names(stage)
     return compare({"before": {name: stage.before.get(name) for name in names}, "after": scores})
 
 
@@ -88,7 +98,7 @@ def forgetting_part(stage: StageRun, results: Mapping[str, object], chosen: str)
     watched, progress = stage.recipe.forgetting, stage.progress
     if watched is None:
         return None
-    names = [part.name for part in stage.data.watched]
+    names = watched_names(stage)
     both = {when: {name: mapping(results.get(when)).get(name) for name in names} for when in ("before", "after")}
     rows = compare(both)
     forgot = None if progress.forgot is None else _comparison(progress.forgot)
@@ -100,6 +110,7 @@ def forgetting_part(stage: StageRun, results: Mapping[str, object], chosen: str)
             {
                 "name": row.name,
                 "metric": row.metric,
+                "higher_is_better": row.higher_is_better,
                 "before": row.before,
                 "after": row.after,
                 "worse_by": worse_by(row),
@@ -122,7 +133,9 @@ def forgetting_part(stage: StageRun, results: Mapping[str, object], chosen: str)
 
 def _comparison(values: Mapping[str, object]) -> Comparison:
     before, after = as_float(values["before"]), as_float(values["after"])
-    return Comparison(str(values["name"]), str(values["metric"]), before, after)
+    higher = values.get("higher_is_better")
+    known = higher if isinstance(higher, bool) else None
+    return Comparison(str(values["name"]), str(values["metric"]), before, after, higher=known)
 
 
 def advice(recipe: Recipe, watched: Forgetting) -> list[str]:

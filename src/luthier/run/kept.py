@@ -8,7 +8,7 @@ Shape legend: N measurements.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -21,7 +21,8 @@ from luthier.run.plots import Chart, Series, line_chart
 from luthier.run.summary import Comparison, Curve, StageSummary, as_float, mapping
 
 PREFIX = "general_"
-"""What the names of these measurements begin with in metrics.jsonl."""
+"""What the names of general sets begin with in metrics.jsonl; those of tasks stand under their own column."""
+TASK = "task_"
 
 _TONES: tuple[Literal["second", "third"], ...] = ("second", "third")
 
@@ -64,7 +65,7 @@ def kept_view(stage: StageSummary, report: Mapping[str, object]) -> KeptView | N
     """
     found = mapping(report.get("forgetting"))
     conditions = [_condition(mapping(c)) for c in _list(mapping(report.get("gate")).get("conditions"))]
-    drops = _drops(stage)
+    drops = _drops(stage, [str(mapping(part).get("name")) for part in _list(found.get("sets"))])
     if not (found or drops or conditions):
         return None
     rows = [_row(mapping(part)) for part in _list(found.get("sets"))]
@@ -86,13 +87,20 @@ def kept_view(stage: StageSummary, report: Mapping[str, object]) -> KeptView | N
     )
 
 
+def column_of(name: str, tasks: Sequence[str]) -> str:
+    """Return the column of metrics.jsonl in which something watched stands."""
+    return f"{TASK if name in tasks else PREFIX}{name}"
+
+
 def _list(value: object) -> list[object]:
     return value if isinstance(value, list) else []
 
 
 def _row(part: Mapping[str, object]) -> Comparison:
     before, after = as_float(part.get("before")), as_float(part.get("after"))
-    return Comparison(str(part.get("name")), str(part.get("metric")), before, after)
+    higher = part.get("higher_is_better")
+    known = higher if isinstance(higher, bool) else None
+    return Comparison(str(part.get("name")), str(part.get("metric")), before, after, higher=known)
 
 
 def _line(row: Comparison) -> str:
@@ -115,19 +123,20 @@ def _condition(said: Mapping[str, object]) -> Condition:
     return Condition(str(said.get("task")), asks, faults, said.get("action") == "warn")
 
 
-def _drops(stage: StageSummary) -> dict[str, Curve]:
+def _drops(stage: StageSummary, names: Sequence[str]) -> dict[str, Curve]:
     """Return by how many percent (of a share: points) each set was worse than at the start, with 0 at step 0."""
     start = {row.name: row for row in stage.comparisons}
     found = {}
     for key, curve in stage.curves.items():
-        row = start.get(key.removeprefix(PREFIX))
-        if key.startswith(PREFIX) and row is not None and row.before is not None:
+        is_task = key.startswith(TASK) and key.removeprefix(TASK) in names
+        row = start.get(key.removeprefix(TASK if is_task else PREFIX))
+        if (is_task or key.startswith(PREFIX)) and row is not None and row.before is not None:
             found[row.name] = _from_zero(row, curve)
     return found
 
 
 def _from_zero(row: Comparison, curve: Curve) -> Curve:
-    drops = [worse_by(Comparison(row.name, row.metric, row.before, float(v))) for v in curve.values]
+    drops = [worse_by(Comparison(row.name, row.metric, row.before, float(v), higher=row.higher)) for v in curve.values]
     values = np.array([0.0, *(np.nan if d is None else 100 * d for d in drops)])
     return Curve(np.concatenate([[0.0], curve.steps]), values)
 

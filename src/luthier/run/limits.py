@@ -1,7 +1,7 @@
 """What a run may not lose, and what it has to reach: the recipe's keys `forgetting` and `gate`.
 
     forgetting: general.jsonl                                  # warn when the loss there rises by 5 %
-    forgetting: {data: [a.jsonl, b.txt], max_drop: 0.1, action: rollback}
+    forgetting: {data: [a.jsonl, b.txt], tasks: [blimp], max_drop: 0.1, action: rollback}
     gate: {task: stories, max_drop: 0.1}
     gate: [{task: loss, max: 0.9}, {task: crows, max: 0.6}]
 
@@ -52,6 +52,9 @@ class Forgetting(BaseModel):
     """Rows of what the model is not to forget, written as the recipe's own `data`: one file, or a list. The loss on
     them is measured at the start, every eval_steps and at the end."""
 
+    tasks: tuple[str, ...] = ()
+    """Tasks of `evaluate` that are not to become worse, by their names."""
+
     max_drop: float = Field(default=0.05, ge=0)
     """How much worse a measurement may become than it was at the start. Of a loss, and of all that has no upper end,
     it is a share of the start: 0.05 lets 2.00 rise to 2.10. Of a share such as accuracy it is points: 0.05 lets 80 %
@@ -68,6 +71,8 @@ class Forgetting(BaseModel):
             value = {"data": value}
         if isinstance(value, Mapping) and isinstance(value.get("data"), str | Mapping):
             value = {**value, "data": [value["data"]]}
+        if isinstance(value, Mapping) and isinstance(value.get("tasks"), str):
+            value = {**value, "tasks": [value["tasks"]]}
         return value
 
     def allows(self, row: Comparison) -> bool:

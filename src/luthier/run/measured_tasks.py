@@ -7,7 +7,7 @@ the same cases as the uninterrupted one.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from luthier.core.rundir import StageDir, write_atomic
@@ -45,16 +45,18 @@ def _setting(stage: StageRun) -> Setting:
     )
 
 
-def due_tasks(stage: StageRun, total: int) -> dict[str, float]:
+def due_tasks(stage: StageRun, total: int, known: Collection[str] = ()) -> dict[str, float]:
     """Measure the tasks that are due after this step, and return what belongs into the row of metrics.
 
-    The last step is left to the measurement after training, which measures the same state.
+    What stands in the row already (`known`) is not measured again. The last step is left to the measurement after
+    training, which measures the same state.
     """
     step = stage.engine.step
     if step >= total:
         return {}
     usual = stage.recipe.eval_steps or min(stage.engine.settings.steps_per_epoch, MOST_STEPS_BETWEEN)
     due = {task.label for task, _ in stage.data.measures if task.is_due(step, usual, stage.updates)}
+    due -= {name.removeprefix(COLUMN) for name in known}
     return {f"{COLUMN}{name}": result.score for name, result in task_results(stage, due).items()} if due else {}
 
 

@@ -50,7 +50,7 @@ def train_loop(stage: StageRun) -> None:
             saved = False
             if _is_due(stage, recipe.eval_steps):
                 row |= _measured_now(stage)
-            row |= due_tasks(stage, total)
+            row |= due_tasks(stage, total, row)
             metrics.write(json.dumps(row) + "\n")
             metrics.flush()
             for tracker in stage.trackers:

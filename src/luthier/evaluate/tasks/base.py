@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 SHARES = frozenset(
     {"accuracy", "exact_match", "f1", "macro_f1", "rouge", "bleu", "chrf", "pass_at_k", "win_rate", "stereotype"}
+    | {"refusal", "right_behaviour", "extraction"}
 )
 """Metrics that lie between 0 and 1 and are read as percentages."""
 
