@@ -16,6 +16,7 @@ import yaml
 import luthier
 from luthier.cli.main import _verbs, app
 from luthier.core.component import kinds
+from luthier.data.curriculum import Curriculum
 from luthier.data.formats import SHAPES
 from luthier.data.load import load_records
 from luthier.data.mixture import DataSet, Mix
@@ -124,7 +125,7 @@ def test_a_recipe_on_a_page_parses(block: Block, tmp_path: Path) -> None:
 
 
 def test_pages_mention_no_key_that_does_not_exist() -> None:
-    parts = [Recipe, ModelSpec, DataSpec, DataSet, Mix, EvalTask, StageKeys, Gate, Forgetting, GeneralSet]
+    parts = [Recipe, ModelSpec, DataSpec, DataSet, Mix, Curriculum, EvalTask, StageKeys, Gate, Forgetting, GeneralSet]
     parts += [cls for family in (*FAMILIES, "task") for cls in kinds(family).values()]
     known = {name for part in parts for name in part.model_fields}
     # Not keys of a recipe: fields of data rows, a tensor's shape.

@@ -22,6 +22,7 @@ _SECTIONS = {
         "objective",
         "data",
         "mix",
+        "curriculum",
         "train_on",
         "reasoning",
     ),

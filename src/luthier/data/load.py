@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,7 @@ from luthier.data.readers import Row
 from luthier.data.records import Record, Text
 from luthier.data.spec import DataSpec, resolve_path
 from luthier.data.spool import Spool, on_disk
+from luthier.data.turns import shown
 from luthier.data.views import Part, joined
 
 Item = TypeVar("Item")
@@ -41,6 +43,7 @@ class Records:
         problems: warnings; errors are raised.
         files: what was read.
         counts: rows, and what was accepted or left unused.
+        numbers: of each place in the files the number that was asked for.
     """
 
     records: Sequence[Record]
@@ -49,6 +52,7 @@ class Records:
     problems: tuple[Problem, ...]
     files: tuple[Path, ...]
     counts: dict[str, int | list[str]]
+    numbers: dict[str, float] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -63,10 +67,16 @@ class _Reading:
     records: Spool = field(default_factory=Spool)
     formats: dict[str, str] = field(default_factory=dict)
     unused: Counter[str] = field(default_factory=Counter)
+    numbers: dict[str, float] = field(default_factory=dict)
 
 
-def load_records(spec: DataSpec, base: Path | None = None, objective: Objective = "sft") -> Records:
+def load_records(
+    spec: DataSpec, base: Path | None = None, objective: Objective = "sft", number: str | None = None
+) -> Records:
     """Read and check all rows.
+
+    Args:
+        number: a column that has to hold a number in every row, besides what the format asks for.
 
     Raises:
         DataError: with everything that is wrong (20 problems shown, all counted).
@@ -78,14 +88,16 @@ def load_records(spec: DataSpec, base: Path | None = None, objective: Objective 
     for name, rows in sources.read_source(source, reading.log, reading.notes, options):
         if spec.limit is not None and len(reading.records) >= spec.limit:
             break
-        _read_one(name, rows, spec, objective, reading)
+        _read_one(name, rows, spec, objective, reading, number)
     if not len(reading.records) and not reading.log.total:
         reading.log.add("no rows", "There are no rows.", spec.path, "give a file with at least one row")
     reading.log.raise_errors()
     return _records(reading, source, spec)
 
 
-def _read_one(name: str, rows: Iterator[Row], spec: DataSpec, objective: Objective, reading: _Reading) -> None:
+def _read_one(
+    name: str, rows: Iterator[Row], spec: DataSpec, objective: Objective, reading: _Reading, number: str | None
+) -> None:
     """Recognise one file by its first rows and convert all of them."""
     wanted = LOOK_AHEAD if spec.limit is None else min(LOOK_AHEAD, spec.limit - len(reading.records))
     head = list(itertools.islice(rows, wanted))
@@ -122,11 +134,13 @@ def _read_one(name: str, rows: Iterator[Row], spec: DataSpec, objective: Objecti
         reading.log.add("objective", what, name, "leave format out, or use objective: classify for labelled rows")
         return
     reading.formats.setdefault(form.name, form.why)
-    used = set(form.columns.values())
+    used = {*form.columns.values(), *((number,) if number is not None else ())}
     for row in itertools.chain(head, rows):
         if objective != "prompt":  # a reward may read any column
             left = (column for column, value in row.value.items() if column not in used and value is not None)
             reading.unused.update(left)
+        if number is not None:
+            _note_number(row, number, reading)
         if is_judged:
             reading.records.extend(preferences.convert(row, form, objective, reading.log))
         else:
@@ -134,6 +148,19 @@ def _read_one(name: str, rows: Iterator[Row], spec: DataSpec, objective: Objecti
             reading.records.extend(() if record is None else (record,))
         if spec.limit is not None and len(reading.records) >= spec.limit:
             return
+
+
+def _note_number(row: Row, column: str, reading: _Reading) -> None:
+    """Remember the number of a row, or log that there is none."""
+    value = row.value.get(column)
+    try:
+        found = math.nan if isinstance(value, bool) else float(value)  # type: ignore[arg-type]  # tables hold text
+    except (TypeError, ValueError):
+        found = math.nan
+    if not math.isfinite(found):
+        what = f'The curriculum goes by the column "{column}", which holds no number here: {shown(value)}.'
+        reading.log.add("no number", what, row.source, "fill it in, or name another column: curriculum.column")
+    reading.numbers[row.source] = found
 
 
 def _records(reading: _Reading, source: sources.Source, spec: DataSpec) -> Records:
@@ -154,6 +181,7 @@ def _records(reading: _Reading, source: sources.Source, spec: DataSpec) -> Recor
         tuple(reading.log.all_warnings()),
         source.files,
         counts,
+        reading.numbers,
     )
 
 

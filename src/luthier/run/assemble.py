@@ -22,6 +22,7 @@ from luthier.run.general_rows import replayed, restraints_of, summary
 from luthier.run.mixing import mixed_in_words, stream_of
 from luthier.run.online import updates_of
 from luthier.run.opened import with_chosen_method
+from luthier.run.pacing import measured_rows, paced
 from luthier.run.screen import Screen
 from luthier.run.stage_run import Progress, StageRun, tell
 from luthier.train.audit import digests
@@ -87,6 +88,11 @@ def keep_reference(recipe: Recipe, folder: StageDir, data: StageData, model: Loa
     return time.process_time() - started_cpu
 
 
+def measure_rows(recipe: Recipe, folder: StageDir, data: StageData, model: LoadedModel) -> None:
+    """Find out how hard each row is, where the recipe has a curriculum; the model is still the base."""
+    data.hardness = measured_rows(recipe, folder, data.sets, model, _cut(recipe, model))
+
+
 def name_classes(recipe: Recipe, folder: StageDir, data: StageData) -> list[str] | None:
     """Return the names of a classifier's classes, after writing them down for whoever opens the run."""
     if recipe.objective.head == "value":
@@ -118,6 +124,7 @@ def assemble(recipe: Recipe, folder: StageDir, screen: Screen, data: StageData, 
     stream = stream_of(recipe, data.sizes)
     updates = updates_of(recipe.objective)
     total = total_steps(recipe, stream, data)
+    stream = paced(recipe, stream, data, total // updates, screen)
     torch.manual_seed(recipe.seed)
     recipe.method.prepare(model.module)
     if go_on_from(model, recipe.method, folder):

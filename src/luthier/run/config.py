@@ -30,6 +30,7 @@ from pydantic_core import PydanticCustomError
 from luthier.core.component import Component, StageFacts, component_class, kinds
 from luthier.core.errors import Problem, RecipeError
 from luthier.core.rundir import RunDir, final_checkpoint, last_stage
+from luthier.data.curriculum import Curriculum
 from luthier.data.mixture import Data, DataSet, Mix
 from luthier.data.spec import DataSpec
 from luthier.data.templates import TEMPLATES
@@ -164,6 +165,10 @@ class Recipe(BaseModel):
     mix: Mix | None = None
     """How several data sets are mixed: {temperature: 2, max_examples: 100000}. Without it, and without weights, each is
     drawn from in proportion to its size."""
+
+    curriculum: Curriculum | None = None
+    """Easy rows first: length, loss or difficulty; or in the long form {by: length, start: 0.2, over: 0.5, pace:
+    linear}. Without it the order is random."""
 
     eval_data: DataSpec | None = None
     """Rows that are never trained on, to measure the loss during training."""

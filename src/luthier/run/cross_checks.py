@@ -171,6 +171,7 @@ def _contradictions(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], Problem]]
         what = "train_on: all learns every word, and reasoning: hidden leaves some out."
         yield ("train_on", "reasoning"), Problem(what, recipe.place("reasoning"), "use train_on: assistant")
     yield from _mixture(recipe)
+    yield from _curriculum(recipe)
     held = [part.model_dump()["kind"] for part in recipe.regularizers]
     for index, kind in enumerate(held):
         if kind in held[:index] and kind != "replay":
@@ -217,6 +218,21 @@ def _limits(recipe: Recipe, tasks: list[str]) -> Iterator[tuple[tuple[str, ...],
             what = f'gate: "{gate.task}" is not measured in this run.'
             place = recipe.place(f"gate.{index}.task")
             yield ("gate", "forgetting", "evaluate", *_HELD_OUT), Problem(what, place, remedy)
+
+
+def _curriculum(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], Problem]]:
+    paced = recipe.curriculum
+    if paced is None:
+        return
+    if recipe.allowance is not None:
+        what = f"A curriculum grows over the steps of a run, and how many {recipe.max_steps} are is not known."
+        yield ("curriculum", "max_steps"), Problem(what, recipe.place("curriculum"), "count epochs, or steps")
+    if paced.by == "loss" and recipe.objective.data_form not in ("text", "conversation"):
+        what = "curriculum by loss: the base model has no loss on rows of this kind."
+        yield ("curriculum", "objective"), Problem(what, recipe.place("curriculum.by"), "use length, or difficulty")
+    if paced.column != "difficulty" and paced.by != "difficulty":
+        what = "curriculum.column has no effect: the rows are not sorted by a column."
+        yield ("curriculum",), Problem(what, recipe.place("curriculum.column"), "remove it, or write by: difficulty")
 
 
 def _mixture(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], Problem]]:

@@ -80,6 +80,7 @@ class StageData:
     Attributes:
         train, held_out: of all sets together.
         sets: the sets that are trained on, one or several.
+        hardness: of each set (N,), how hard its sequences are, where there is a curriculum.
         summary: what report.json says of the data.
         warnings: what the user was told about them.
         classes: what the rows are told apart by, for a classifier.
@@ -104,6 +105,7 @@ class StageData:
     general: list[GeneralRows] = field(default_factory=list)
     watched: list[Task] = field(default_factory=list)
     sets: list[ExampleSet] = field(default_factory=list)
+    hardness: tuple[np.ndarray, ...] = ()
 
     @property
     def sizes(self) -> list[int]:

@@ -20,6 +20,7 @@ SHORT_FORMS = {
     "objective": "kind",
     "optimizer": "kind",
     "schedule": "kind",
+    "curriculum": "by",
     "forgetting": "data",
 }
 REFERENCE = "stage:"

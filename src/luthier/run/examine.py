@@ -230,11 +230,13 @@ def _data_form(draft: Draft, recipe: Recipe | None) -> DataForm:
     return _FORMS.get(form) or cast("DataForm", form)
 
 
-def _read(spec: object, key: KeyPath, draft: Draft, form: DataForm, found: Examined) -> Records | None:
+def _read(
+    spec: object, key: KeyPath, draft: Draft, form: DataForm, found: Examined, number: str | None = None
+) -> Records | None:
     if not isinstance(spec, DataSpec):
         return None
     try:
-        records = load_records(locate_part(spec, draft, key), objective=form)
+        records = load_records(locate_part(spec, draft, key), objective=form, number=number)
     except UserError as error:  # DataError, or a library that is not installed
         found.data_problems += [_placed(p, key, draft) for p in error.problems]
         return None
@@ -245,7 +247,9 @@ def _read(spec: object, key: KeyPath, draft: Draft, form: DataForm, found: Exami
 def _read_sets(draft: Draft, form: DataForm, found: Examined) -> None:
     """Read every set under `data`, so that what is wrong in any of them is told at once."""
     named = parse_sets(draft)
-    parts = [_read(spec, key, draft, form, found) for key, spec in named]
+    paced = found.recipe.curriculum if found.recipe is not None else None
+    number = paced.column if paced is not None and paced.by == "difficulty" else None
+    parts = [_read(spec, key, draft, form, found, number) for key, spec in named]
     good = [part for part in parts if part is not None]
     if good and len(good) == len(parts):
         names = names_of([spec for _, spec in named if spec is not None])

@@ -275,6 +275,8 @@ FOREIGN_NAMES: dict[str, Foreign] = {
     "probabilities": _SHARES,
     "mix_strategy": _WHEN_OVER,
     "stopping_strategy": _WHEN_OVER,
+    "curriculum_sampling": Foreign("curriculum", "write `curriculum: length`; without it rows come in a random order"),
+    "length_curriculum": Foreign("curriculum", "write `curriculum: length`"),
     "mixing_temperature": Foreign("mix", "write `mix: {temperature: {value}}`"),
     "dataset_dir": Foreign("data", "write the file's path in `data`"),
     "dataset_format": _DATA_FORMAT,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -35,11 +35,12 @@ class RecordSet:
 
 @dataclass(frozen=True)
 class ExampleSet:
-    """One set as examples."""
+    """One set as examples. `difficulty` (N,) is what a column of the data says of `train`, where one is asked for."""
 
     name: str
     train: ExampleStore
     held: Sequence[Example] = ()
+    difficulty: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
 
 def stream_of(recipe: Recipe, sizes: Sequence[int]) -> Steps:
@@ -70,7 +71,9 @@ def render_sets(rendering: Rendering, sets: Sequence[RecordSet]) -> list[tuple[E
         except DataError as error:
             problems += error.problems
             continue
-        found.append((ExampleSet(part.name, rendered.store, held), rendered))
+        numbers, store = part.records.numbers, rendered.store
+        hard = np.array([numbers[store.places[index]] for index in range(len(store))] if numbers else ())
+        found.append((ExampleSet(part.name, store, held, hard), rendered))
     if problems:
         raise DataError(*problems)
     _share_extras([part.train for part, _ in found])
@@ -128,7 +131,7 @@ def set_summaries(sets: Sequence[RecordSet], rendered: Sequence[Rendered]) -> li
 
 def mixed_in_words(recipe: Recipe, stream: Steps, batches: int) -> str:
     """Return how often each set comes up in a run of so many batches; nothing for a single set."""
-    if not isinstance(stream, MixedStream):
+    if not isinstance(stream, MixedStream) or len(stream.sizes) < 2:
         return ""
     told = []
     for name, size, rate, drawn in zip(names_of(recipe.data_sets), stream.sizes, stream.rates, stream.counts(batches)):

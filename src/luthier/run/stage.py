@@ -21,6 +21,7 @@ from luthier.run.assemble import (
     go_back,
     keep_frozen,
     keep_reference,
+    measure_rows,
     name_classes,
     open_tokenizer,
 )
@@ -85,6 +86,7 @@ def _run_stage(
     reference_cpu = 0.0
     if not goes_on:
         reference_cpu = keep_reference(recipe, folder, data, model, screen)
+    measure_rows(recipe, folder, data, model)
     recipe = choose_method(recipe, folder, data, model)
     stage = assemble(recipe, folder, screen, data, model)
     if goes_on:  # the reference is the adapter as the earlier stage left it

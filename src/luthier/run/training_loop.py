@@ -16,6 +16,7 @@ from types import FrameType
 from luthier.core.batch import Example
 from luthier.core.errors import Interrupted
 from luthier.core.rundir import RunDir
+from luthier.data.curriculum import PacedStream
 from luthier.run.allowance import estimate_steps
 from luthier.run.forgetting import can_roll_back, watch
 from luthier.run.general_rows import replayed
@@ -86,6 +87,8 @@ def one_step(stage: StageRun) -> dict[str, float]:
     if engine.step == stage.updates:
         progress.first_step_cpu_seconds = cpu_seconds
     epoch = engine.step / engine.settings.steps_per_epoch
+    if isinstance(stage.stream, PacedStream):
+        result["allowed_share"] = round(stage.stream.share((engine.step - 1) // stage.updates), 6)
     return {"step": result.pop("step"), "epoch": round(epoch, 6), **result, "step_seconds": round(seconds, 6)}
 
 
