@@ -1,9 +1,9 @@
-"""A million short rows tokenised within bounded memory, read back from the cache, and the same losses either way.
+"""A million short texts tokenised within bounded memory, read back from the cache, and the same losses either way.
 
     python benchmarks/streaming_tokens.py [--rows 1000000] [--out results.json]
 
 Claim: the whole process of `luthier train` on the rows (reading, checking, tokenising, two steps) peaks under 1.5 GB of
-resident memory; a second run reads the tokens from the cache; a run without a cache (of the first 100,000 rows, which
+resident memory; a second run reads the tokens from the cache; a run without a cache (of the first 40,000 rows, which
 take part in another pair of runs) has the same losses, bit for bit.
 Rows, cache and runs lie in a temporary folder that is removed afterwards. Times are CPU-seconds of the whole process.
 """
@@ -22,17 +22,16 @@ from pathlib import Path
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "saw", "red", "blue", "bird", "sun", "moon", "little", "dog", "home"]
 LIMIT_BYTES = 1.5e9
-FEWER = 100_000
+FEWER = 40_000
 
 
 def write_rows(path: Path, rows: int) -> None:
-    """Write rows of a question and an answer, some 100 characters each."""
+    """Write short texts, some 75 characters each."""
     draw = random.Random(0)
     with path.open("w", encoding="utf-8") as stream:
         for number in range(rows):
-            asked = " ".join(draw.choices(WORDS, k=draw.randint(4, 14)))
-            said = " ".join(draw.choices(WORDS, k=draw.randint(2, 10)))
-            stream.write(json.dumps({"prompt": f"{number}: {asked}? ", "completion": f"{said}."}) + "\n")
+            text = " ".join(draw.choices(WORDS, k=draw.randint(6, 24)))
+            stream.write(json.dumps({"text": f"{number}: {text}."}) + "\n")
 
 
 def _same(runs: dict[str, dict[str, object]], one: str, other: str) -> bool:
@@ -44,6 +43,7 @@ def run(folder: Path, name: str, cache: str, limit: int | None = None) -> dict[s
     recipe = {
         "model": "starter",
         "method": "lora",
+        "objective": "lm",
         "data": {"path": str(folder / "rows.jsonl"), "limit": limit},
         "eval_fraction": 0.001,
         "max_steps": 2,
@@ -63,7 +63,7 @@ def run(folder: Path, name: str, cache: str, limit: int | None = None) -> dict[s
     if status:
         raise SystemExit(said)
     report = json.loads((folder / name / "report.json").read_text(encoding="utf-8"))
-    metrics = [json.loads(line) for line in (folder / name / "00-sft" / "metrics.jsonl").read_text().splitlines()]
+    metrics = [json.loads(line) for line in (folder / name / "00-lm" / "metrics.jsonl").read_text().splitlines()]
     return {
         "cpu_seconds": round(used.ru_utime + used.ru_stime, 1),
         "wall_seconds": round(time.monotonic() - started, 1),

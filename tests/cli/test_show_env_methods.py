@@ -231,6 +231,19 @@ def test_env_gives_programs_one_json_document(quick_probes, capsys):
     assert wandb["command"] == 'pip install "luthier[wandb]"'
 
 
+def test_env_shows_what_is_kept_for_later_runs_and_where(quick_probes, capsys, monkeypatch, tmp_path):
+    (tmp_path / "tokens").mkdir()
+    (tmp_path / "tokens" / "some").write_bytes(b"x" * 3072)
+    monkeypatch.setenv("LUTHIER_CACHE", str(tmp_path))
+    env.run(json=True)
+    assert json.loads(capsys.readouterr().out)["cache"] == {"folder": str(tmp_path), "bytes": 3072}
+    env.run()
+    assert "3.00 KiB" in capsys.readouterr().out
+    monkeypatch.setenv("LUTHIER_CACHE", "off")
+    env.run()
+    assert "LUTHIER_CACHE says so" in capsys.readouterr().out
+
+
 def test_every_extra_says_what_it_is_for():
     assert {extra.name for extra in env.extras()} <= set(env.PURPOSES)
 
