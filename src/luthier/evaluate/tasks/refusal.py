@@ -8,10 +8,10 @@ or by a judge.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import Field
@@ -91,6 +91,12 @@ class Refusal(Task):
         "judge": "用一个模型（文件夹或运行）代替模式来判断回答是否为拒绝。",
         "max_new_tokens": "回答写多长；拒绝在开头就能看出。",
     }
+
+    def located(self, find: Callable[[str], Path]) -> Self:
+        found = super().located(find)
+        if self.judge is None or self.judge == "starter" or not find(self.judge).exists():
+            return found
+        return found.model_copy(update={"judge": str(find(self.judge))})
 
     def read(self) -> Cases:
         from luthier.evaluate.cases import Layout, read_cases
