@@ -35,7 +35,7 @@ _ASKING = re.compile(r"\?[?\s]{2,}\?")
 _MARKUP = re.compile(r"</?(?:div|span|br|p|td|tr|table|font|li|ul|strong|em|h[1-6]|img|script)\b[^>]{0,80}>", re.I)
 _CODE = re.compile(
     r"html|markup|xml|web ?page|tag|网页|标签|```|css|javascript|regex|encod|unicode|escape|url|编码|转义|jsx|svg|latex|"
-    r"string|def |print|import |function|function|\\frac|\\begin|code",
+    r"string|def |print|import |function |\\frac|\\begin|code",
     re.IGNORECASE,
 )
 AGAIN = "read the file in its own encoding again; `ftfy` repairs such text"
