@@ -61,6 +61,7 @@ def test_the_help_names_every_verb(capsys: pytest.CaptureFixture[str]):
         "judge",
         "label",
         "doctor",
+        "select",
         "env",
     ]
     assert all(verb in shown for verb in VERBS)

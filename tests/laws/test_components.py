@@ -65,6 +65,8 @@ UNUSUAL = {
     ("task", "classification"): {"data": {"path": "a.csv"}, "by": "answer", "names": {"0": "no"}, "score": "macro_f1"},
     ("task", "code"): {"data": {"path": "a.jsonl"}, "run_code": True, "samples": 4, "k": 2, "temperature": 0.8},
     ("task", "judge"): {"data": {"path": "a.jsonl"}, "judge": {"kind": "length", "at_most": 80}, "stop": "\n"},
+    ("task", "bbq"): {"data": {"path": "a.jsonl"}, "name": "bias"},
+    ("task", "extraction"): {"data": {"path": "a.jsonl"}, "prefix": 8, "suffix": 20},
     ("task", "lm_eval"): {"task": "mine", "include": "tasks", "shots": 2, "chat": True, "score": "acc_norm"},
     ("reward", "exact_match"): {"column": "truth", "ignore_case": True},
     ("reward", "regex"): {"pattern": "a+", "full": True, "match": 2.0, "no_match": -1.0},

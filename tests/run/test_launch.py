@@ -30,7 +30,7 @@ class Killed(BaseException):
 @contextmanager
 def killed_in_step(step: int) -> Iterator[None]:
     """Let runs die before they take this step."""
-    real = training_loop._one_step
+    real = training_loop.one_step
 
     def dying(stage: StageRun) -> dict[str, float]:
         if stage.engine.step + 1 == step:
@@ -38,7 +38,7 @@ def killed_in_step(step: int) -> Iterator[None]:
         return real(stage)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training_loop, "_one_step", dying)
+        patch.setattr(training_loop, "one_step", dying)
         yield
 
 
