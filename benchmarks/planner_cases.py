@@ -120,3 +120,76 @@ def write_rows(file: Path, tokens: int, count: int) -> None:
     draw, words = random.Random(tokens), TEXT.split()
     text = " ".join(draw.choice(words) for _ in range(tokens * count))
     file.write_text(json.dumps({"text": text}) + "\n", encoding="utf-8")
+
+
+def cases() -> list[Case]:
+    """Return the cases: those to fit the overhead on, and those that are only predicted.
+
+    Half of the models, and half of the methods, appear among the latter alone.
+    """
+    rows = [
+        # model, method, rows in a micro-batch, tokens of a row, checkpointing, fitted on
+        ("llama-8m", "full", 4, 128, False, True),
+        ("llama-8m", "lora", 8, 256, False, True),
+        ("llama-8m", "lora", 2, 512, True, True),
+        ("llama-8m", "full", 8, 256, True, True),
+        ("llama-43m", "full", 4, 128, False, True),
+        ("llama-43m", "full", 8, 128, False, True),
+        ("llama-43m", "lora", 4, 128, False, True),
+        ("llama-43m", "lora", 8, 256, False, True),
+        ("llama-43m", "lora", 4, 512, True, True),
+        ("llama-43m", "qlora", 4, 128, False, True),
+        ("llama-43m", "qlora", 8, 256, True, True),
+        ("gpt2-29m", "full", 4, 128, False, True),
+        ("gpt2-29m", "lora", 8, 128, False, True),
+        ("gpt2-29m", "full", 8, 256, True, True),
+        ("llama-8m", "full", 1, 64, False, False),
+        ("llama-8m", "lora", 1, 512, False, False),
+        ("llama-8m", "qlora8", 4, 256, False, False),
+        ("llama-8m", "bitfit", 4, 256, False, False),
+        ("llama-8m", "last2", 8, 128, False, False),
+        ("llama-8m", "adapter", 4, 256, False, False),
+        ("llama-43m", "full", 2, 512, True, False),
+        ("llama-43m", "full", 1, 512, False, False),
+        ("llama-43m", "lora", 1, 1000, False, False),
+        ("llama-43m", "attention", 8, 128, False, False),
+        ("llama-43m", "last2", 4, 256, False, False),
+        ("llama-43m", "prompt", 4, 128, False, False),
+        ("llama-43m", "adapter", 4, 128, True, False),
+        ("llama-43m", "qlora8", 4, 128, True, False),
+        ("gpt2-29m", "lora", 4, 256, True, False),
+        ("gpt2-29m", "last2", 8, 128, False, False),
+        ("gpt2-29m", "qlora", 4, 128, False, False),
+        ("gpt2-29m", "bitfit", 4, 128, False, False),
+        ("qwen2-30m", "full", 4, 128, False, False),
+        ("qwen2-30m", "full", 4, 256, True, False),
+        ("qwen2-30m", "lora", 8, 128, False, False),
+        ("qwen2-30m", "qlora", 4, 256, False, False),
+        ("qwen2-30m", "bitfit", 2, 256, False, False),
+        ("qwen3-60m-wide", "full", 2, 128, False, False),
+        ("qwen3-60m-wide", "lora", 8, 128, False, False),
+        ("qwen3-60m-wide", "lora", 4, 256, True, False),
+        ("qwen3-60m-wide", "qlora", 8, 128, False, False),
+        ("llama-120m", "full", 1, 128, False, False),
+        ("llama-120m", "lora", 2, 256, False, False),
+        ("llama-120m", "lora", 4, 256, True, False),
+        ("llama-120m", "qlora", 2, 256, False, False),
+        ("llama-120m", "qlora8", 2, 256, True, False),
+    ]
+    methods: dict[str, object] = {
+        "qlora8": {"kind": "qlora", "bits": 8},
+        "bitfit": {"kind": "bitfit", "norms": True},
+        "last2": {"kind": "layers", "last": 2},
+        "attention": {"kind": "lora", "targets": ["attention"], "rank": 16},
+    }
+    found = []
+    for model, method, size, tokens, checkpointing, fitted in rows:
+        name = f"{model} {method} {size}x{tokens}{' checkpointed' if checkpointing else ''}"
+        keys = {
+            "method": methods.get(method, method),
+            "batch_size": 2 * size if tokens < 512 else size,
+            "micro_batch_size": size,
+            "gradient_checkpointing": checkpointing,
+        }
+        found.append(Case(name, model, keys, tokens, fitted))
+    return found

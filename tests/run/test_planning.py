@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -89,14 +90,16 @@ def test_cards_are_found_by_name_by_number_and_by_size():
 
 
 def test_calibration_finds_the_terms_that_made_the_runs():
-    truth = Overhead(40_000_000, 1.7)
-    seen = [
-        Observation(r, m, r + truth.fixed_bytes + truth.heap * m)
-        for r, m in ((1e8, 2e7), (3e8, 9e7), (2e8, 4e8), (9e8, 1e8))
-    ]
-    found = fit(seen, Overhead())
-    assert found.fixed_bytes == pytest.approx(truth.fixed_bytes, rel=1e-3)
-    assert found.heap == pytest.approx(truth.heap, rel=1e-6)
+    truth = Overhead(40_000_000, 0.9, 1.3, 0.5, 0.1, products=1.4, passes=0.6)
+    seen = []
+    for holes in ("trained", "frozen", "recomputed", "returned"):
+        for resident, kept in ((1e8, 2e7), (3e8, 9e7), (9e8, 4e8)):
+            blank = Observation(resident, kept, kept, holes, 0.0, 1e-9 * resident, 2e-9 * kept)
+            measured = {"peak": blank.predicted(truth), "seconds": blank.predicted_seconds(truth)}
+            seen.append(replace(blank, **measured))
+    found = fit(seen, Overhead(40_000_000))
+    for name in ("trained", "frozen", "recomputed", "returned", "products", "passes"):
+        assert getattr(found, name) == pytest.approx(getattr(truth, name), rel=1e-4)
 
 
 def test_a_70b_model_is_told_what_fits_which_card_and_what_must_leave_it(tmp_path: Path):

@@ -11,11 +11,11 @@ gradients in 16 bits with a float32 copy among the optimizer's 12; that is `mixe
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from luthier.advise.activations import Kept, Pass, kept
-from luthier.advise.overhead import NONE, Overhead
+from luthier.advise.overhead import NONE, Holes, Overhead
 from luthier.advise.reach import Reach, reach_of
 from luthier.advise.shape import ModelShape
 
@@ -90,6 +90,8 @@ class Memory:
         host: what lies in the host's memory instead, by name.
         phases: the whole at each stage of a run: loading, the first and all later steps, the update, saving.
         trainable_parameters: that are trained; total_parameters: of the base model.
+        resident_bytes: what stays from step to step.
+        holes, kept_bytes: of which kind the heap is, and what a micro-batch would keep without checkpointing.
     """
 
     parts: dict[str, int]
@@ -97,6 +99,9 @@ class Memory:
     phases: dict[str, int]
     trainable_parameters: int
     total_parameters: int
+    resident_bytes: int = 0
+    holes: Holes = "frozen"
+    kept_bytes: int = 0
 
     @property
     def peak_bytes(self) -> int:
@@ -121,8 +126,8 @@ def plan_memory(shape: ModelShape, job: Job) -> Memory:
     resident = sum(parts.values())
     moving = _step(passes, gradients, reach, shape, job)
     cache = kv_cache(shape, job) if job.rollout_sequences else 0
-    moved = sum(moving.values())
-    extra = job.overhead.fixed_bytes + round((job.overhead.heap - 1) * moved)
+    holes, plain = _holes(shape, reach, job)
+    extra = job.overhead.bytes_of(holes, plain)
     phases = {
         "step": resident + sum(moving.values()) + extra,
         "rollouts": resident + cache + extra if cache else 0,
@@ -132,7 +137,19 @@ def plan_memory(shape: ModelShape, job: Job) -> Memory:
     else:
         parts |= moving
     parts["overhead"] = extra
-    return Memory({n: b for n, b in parts.items() if b}, host, phases, trained, shape.total_parameters)
+    return Memory(
+        {n: b for n, b in parts.items() if b}, host, phases, trained, shape.total_parameters, resident, holes, plain
+    )
+
+
+def _holes(shape: ModelShape, reach: Reach, job: Job) -> tuple[Holes, int]:
+    """Return of which kind the heap's holes are, and what they grow with."""
+    plain = kept(shape, reach, replace(pass_of(shape, job), checkpointing=False)).activations
+    if job.base_bits is not None:
+        return "returned", plain
+    if job.gradient_checkpointing:
+        return "recomputed", plain
+    return ("trained" if reach.matrices else "frozen"), plain
 
 
 def pass_of(shape: ModelShape, job: Job) -> Pass:

@@ -1,10 +1,13 @@
 """What a process takes beside its tensors: libraries' own memory, and holes in the heap; fitted from past runs.
 
-    peak = fixed + resident + heap · moving
+    peak = fixed + resident + moving + holes · kept
 
-where `resident` stays from step to step (weights, moments) and `moving` comes and goes (activations, gradients). On a
-CPU, glibc keeps freed pieces, and what comes next does not always fit into them. On a GPU both terms are small.
-`luthier plan --calibrate RUN…` writes the two numbers of this machine into the user's cache folder.
+where `resident` stays from step to step (weights, moments), `moving` comes and goes (activations, gradients), and
+`kept` is what one micro-batch keeps between its passes without checkpointing. On a CPU, glibc hands out what it has
+freed in pieces that later tensors do not fit into: after two or three steps holes of about the size of `kept` stand in
+the heap, more where many thin products come between (frozen weights), fewer where activations are computed again. On a
+GPU torch's own allocator leaves few. `luthier plan --calibrate RUN…` writes the terms of this machine into the user's
+cache folder.
 """
 
 from __future__ import annotations
@@ -13,8 +16,13 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Literal, get_args
+
+Holes = Literal["trained", "frozen", "recomputed", "returned"]
+"""Whose heap: where matrices are trained, where they are frozen, with checkpointing, and on a quantised base, where
+large pieces go back to the system at once (models.quantized)."""
 
 
 @dataclass(frozen=True)
@@ -23,31 +31,53 @@ class Overhead:
 
     Attributes:
         fixed_bytes: taken once.
-        heap: bytes held for each byte that comes and goes.
-        speed: measured seconds divided by predicted ones, without it.
+        trained, frozen, recomputed, returned: bytes of holes for each byte that a micro-batch keeps.
+        products, passes: seconds for each that matrix products, and passes over memory, are predicted to take.
         runs: from how many runs they were fitted; 0 for the ones that ship.
     """
 
     fixed_bytes: int = 0
-    heap: float = 1.0
-    speed: float = 1.0
+    trained: float = 0.0
+    frozen: float = 0.0
+    recomputed: float = 0.0
+    returned: float = 0.0
+    products: float = 1.0
+    passes: float = 1.0
     runs: int = 0
+
+    def bytes_of(self, holes: Holes, kept: float) -> int:
+        """Return what is taken beside the tensors."""
+        return self.fixed_bytes + round(getattr(self, holes) * kept)
 
 
 @dataclass(frozen=True)
 class Observation:
-    """One run: the closed form's parts, what was measured, in bytes and seconds."""
+    """One run: the closed form's parts and what was measured, in bytes and seconds."""
 
     resident: float
     moving: float
+    kept: float
+    holes: Holes
     peak: float
-    predicted_seconds: float = 0.0
+    product_seconds: float = 0.0
+    pass_seconds: float = 0.0
     seconds: float = 0.0
+
+    def predicted(self, terms: Overhead) -> float:
+        """Return the peak with some terms."""
+        return self.resident + self.moving + terms.bytes_of(self.holes, self.kept)
+
+    def predicted_seconds(self, terms: Overhead) -> float:
+        """Return the seconds with some terms."""
+        return terms.products * self.product_seconds + terms.passes * self.pass_seconds
 
 
 NONE = Overhead()
-SHIPPED = {"cpu": Overhead(24 * 2**20, 1.9), "cuda": Overhead(32 * 2**20, 1.03)}
-"""Fitted on random models of 8 to 120 M parameters (benchmarks/planner_cpu.py)."""
+SHIPPED = {
+    "cpu": Overhead(24 * 2**20, 0.9, 1.4, 0.72, 0.05),
+    "cuda": Overhead(32 * 2**20, 0.03, 0.03, 0.03, 0.03),
+}
+"""The CPU's were fitted on random models (benchmarks/planner_cpu.py); the GPU's are a guess that no run has tested."""
 
 
 def cache_folder() -> Path:
@@ -68,7 +98,8 @@ def overhead_of(device: str) -> Overhead:
     """Return this machine's terms for a kind of device, or those that ship."""
     try:
         kept = json.loads(calibration_file().read_text(encoding="utf-8"))[device]
-        return Overhead(int(kept["fixed_bytes"]), float(kept["heap"]), float(kept["speed"]), int(kept["runs"]))
+        numbers = {f.name: float(kept[f.name]) for f in fields(Overhead) if f.type == "float"}
+        return Overhead(int(kept["fixed_bytes"]), runs=int(kept["runs"]), **numbers)
     except (OSError, ValueError, KeyError, TypeError):  # none yet, or not ours to read
         return SHIPPED.get(device, NONE)
 
@@ -86,29 +117,33 @@ def keep(device: str, terms: Overhead) -> Path:
 
 
 def fit(seen: Sequence[Observation], start: Overhead) -> Overhead:
-    """Return the terms that make the relative errors of some runs smallest; both are held to what is possible.
+    """Return the terms that make the relative errors of some runs smallest; what no run tells stays as it was.
 
-    Least squares of peak − resident = fixed + heap · moving, each run weighed by 1/peak², so that a small model counts
-    as much as a large one. One run alone moves only the heap's term, and time is the median ratio.
+    The holes of each kind are a weighted mean, each run weighed by 1/peak², so that a small model counts as much as a
+    large one; the fixed term stays, as small models alone would tell it from the rest. Seconds are least squares too.
     """
     if not seen:
         return start
-    weight = [1 / max(run.peak, 1.0) ** 2 for run in seen]
-    gap = [run.peak - run.resident for run in seen]
-    total = sum(weight)
-    mean_x = sum(w * run.moving for w, run in zip(weight, seen)) / total
-    mean_y = sum(w * y for w, y in zip(weight, gap)) / total
-    spread = sum(w * (run.moving - mean_x) ** 2 for w, run in zip(weight, seen))
-    if len(seen) < 3 or spread <= 0:
-        heap, fixed = (mean_y - start.fixed_bytes) / max(mean_x, 1.0), float(start.fixed_bytes)
-    else:
-        heap = sum(w * (run.moving - mean_x) * (y - mean_y) for w, run, y in zip(weight, seen, gap)) / spread
-        fixed = mean_y - heap * mean_x
-        if fixed < 0:
-            fixed = 0.0
-            heap = sum(w * run.moving * y for w, run, y in zip(weight, seen, gap)) / sum(
-                w * run.moving**2 for w, run in zip(weight, seen)
-            )
-    ratios = sorted(run.seconds / run.predicted_seconds for run in seen if run.predicted_seconds and run.seconds)
-    speed = ratios[len(ratios) // 2] if ratios else start.speed
-    return Overhead(max(round(fixed), 0), min(max(heap, 1.0), 4.0), speed, len(seen))
+    found: dict[str, float] = {}
+    for holes in get_args(Holes):
+        mine = [one for one in seen if one.holes == holes and one.kept > 0]
+        if mine:
+            gap = sum((o.peak - o.resident - o.moving - start.fixed_bytes) * o.kept / o.peak**2 for o in mine)
+            found[holes] = min(max(gap / sum((o.kept / o.peak) ** 2 for o in mine), 0.0), 5.0)
+    timed = [o for o in seen if o.seconds > 0 and o.product_seconds > 0]
+    products, passes = _two_terms(timed) if timed else (start.products, start.passes)
+    return replace(start, **found, products=products, passes=passes, runs=len(seen))
+
+
+def _two_terms(timed: Sequence[Observation]) -> tuple[float, float]:
+    """Return the seconds for each predicted second of products and of passes; neither is below nothing."""
+    rows = [(o.product_seconds / o.seconds, o.pass_seconds / o.seconds) for o in timed]
+    aa, bb, ab = sum(a * a for a, _ in rows), sum(b * b for _, b in rows), sum(a * b for a, b in rows)
+    a1, b1 = sum(a for a, _ in rows), sum(b for _, b in rows)
+    whole = aa * bb - ab * ab
+    if len(rows) >= 3 and whole > 1e-9 * aa * bb:
+        products, passes = (a1 * bb - b1 * ab) / whole, (b1 * aa - a1 * ab) / whole
+        if products > 0 and passes >= 0:
+            return products, passes
+    both = sum((a + b) for a, b in rows) / sum((a + b) ** 2 for a, b in rows)
+    return both, both

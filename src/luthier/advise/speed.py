@@ -7,7 +7,7 @@ Attention over a causal sequence of T tokens takes 2·A·D·T for each token, ba
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from luthier.advise.activations import Pass, kept
 from luthier.advise.reach import Reach
@@ -32,6 +32,18 @@ class Speed:
     flops: float
     bandwidth: float = 0.0
     watts: float = 0.0
+
+
+DEQUANTIZE_BYTES = {4: 40, 8: 12}
+"""What making one number of its bits costs, as if it were bytes: a look-up for each pair in 4 bits."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """Seconds of products, and seconds of everything that passes over memory."""
+
+    product_seconds: float
+    pass_seconds: float
 
 
 def flops_per_step(shape: ModelShape, reach: Reach, one: Pass, reference: bool = False) -> float:
@@ -63,16 +75,23 @@ def flops_per_step(shape: ModelShape, reach: Reach, one: Pass, reference: bool =
     return total + (forward + head if reference else 0)
 
 
-def step_seconds(
-    flops: float, shape: ModelShape, reach: Reach, one: Pass, micro_batches: float, trained: int, speed: Speed
-) -> float:
-    """Return the seconds of one optimizer step on one device: products, elementwise passes, the update."""
-    seconds = flops * micro_batches / speed.flops
-    if speed.bandwidth:
-        size = kept(shape, reach, one).activations * (2 if one.checkpointing else 1)
-        seconds += micro_batches * PASSES * size / speed.bandwidth
-        seconds += OPTIMIZER_BYTES * trained / speed.bandwidth
-    return seconds
+def bytes_per_step(shape: ModelShape, reach: Reach, one: Pass, micro_batches: int, bits: int | None) -> float:
+    """Return the bytes that one step moves beside its products: norms, gates, logits, gradients, folds, the update.
+
+    Args:
+        one: all of a step's tokens as one pass.
+    """
+    plain = replace(one, checkpointing=False)
+    size = PASSES * kept(shape, reach, plain).activations * (1.5 if one.checkpointing else 1.0)
+    size += PASSES * 4 * shape.vocabulary * one.supervised * (not shape.is_encoder)
+    depth = shape.layers - min(reach.first_block, shape.layers)
+    if one.folds and reach.beside:
+        size += micro_batches * depth * 16 * sum(m.parameters for m in shape.matrices if m.role in reach.beside)
+    if bits is not None:  # a matrix is made of its bits for each product
+        size += micro_batches * (shape.layers + depth) * DEQUANTIZE_BYTES[bits] * shape.block_matrices
+    if reach.matrices:
+        size += micro_batches * 12 * min(reach.parameters, shape.total_parameters)
+    return size + OPTIMIZER_BYTES * reach.parameters
 
 
 def _block_matrices(shape: ModelShape) -> float:

@@ -179,6 +179,7 @@ class Lora(Method):
         import_bitsandbytes()
         from peft.tuners.lora import Linear
 
+        from luthier.core.workspace import Workspace
         from luthier.methods.modules.lora_linear import FusedLoraLinear
         from luthier.methods.modules.peft_files import inject, train_modules
 
@@ -193,10 +194,12 @@ class Lora(Method):
         if self.base_bits == 4 and self.dora:
             _require_whole_blocks(model, choice)
         inject(model, self._peft_config(model, choice))
+        workspace = Workspace()
         for module in model.modules():
             if type(module) is Linear:
                 # The same layer with another forward: PEFT offers no public way to name a subclass of its own layer.
                 module.__class__ = FusedLoraLinear
+                module.workspace = workspace  # type: ignore[assignment]  # the class has just changed
         if self.base_bits is not None:
             from luthier.methods.modules.quantized_lora import fuse
 

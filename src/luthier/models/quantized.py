@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedConfig, PreTrainedModel
 
-    from luthier.models.quantized_linear import Workspace
+    from luthier.core.workspace import Workspace
 
 KEPT_BELOW = 16_384
 """Matrices of fewer numbers keep their precision: a few kilobytes each would be saved, and thin models lose most by
@@ -124,7 +124,7 @@ def load_streaming(
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
 
-    from luthier.models.quantized_linear import Workspace
+    from luthier.core.workspace import Workspace
 
     _hand_memory_back()
     folder = Path(where)
@@ -169,7 +169,7 @@ def quantize(model: PreTrainedModel, how: Quantization, device: str) -> None:
         MissingExtra: bitsandbytes is not installed.
     """
     require_bitsandbytes()
-    from luthier.models.quantized_linear import Workspace
+    from luthier.core.workspace import Workspace
 
     workspace = Workspace()
     for name in _matrices(model):
@@ -275,7 +275,7 @@ def _entries(folder: Path) -> Iterator[tuple[str, str, dict]]:
 
 def stored_tensors(folder: Path) -> dict[str, Callable[[], Tensor]]:
     """Return for each tensor of a model folder a function that reads it; empty where there is no such folder."""
-    from luthier.models.quantized_linear import Workspace
+    from luthier.core.workspace import Workspace
 
     if not folder.is_dir():
         return {}

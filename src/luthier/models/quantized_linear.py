@@ -10,15 +10,13 @@ Imported only when bitsandbytes is installed. Shape legend: N tokens, I inputs, 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-
 import bitsandbytes as bnb
 import torch
 from bitsandbytes import functional as bits
 from torch import Tensor, nn
 
 from luthier.core.matmul import product
+from luthier.core.workspace import Workspace
 
 PIECE = 1 << 18
 """Numbers that are quantised at a time on a CPU."""
@@ -26,28 +24,6 @@ PAIRS = 1 << 14
 """Bytes, each two numbers, that are dequantised at a time on a CPU; they stay in the processor's cache."""
 BLOCK = 64
 """Numbers that share a scale in 4 bits."""
-
-
-class Workspace:
-    """The one piece of memory in which all matrices of a model take their full form, one at a time.
-
-    Allocated anew for every product, full matrices tear the heap into pieces that no later one fits into: the process
-    then holds several times what it uses, and waits for the system to clear fresh pages.
-    """
-
-    def __init__(self) -> None:
-        self._flat = torch.empty(0)
-
-    def take(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """Return uninitialised memory of a shape; it is taken back with the next call."""
-        size = math.prod(shape) * dtype.itemsize
-        if self._flat.numel() < size:
-            self._flat = torch.empty(0)  # let go first, so that both never stand side by side
-            self._flat = torch.empty(size, dtype=torch.uint8)
-        return self._flat[:size].view(dtype).view(*shape)
-
-    def __deepcopy__(self, memo: dict[int, object]) -> Workspace:
-        return self
 
 
 class _Forward(nn.Module):

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import cast, get_args
 
-from luthier.advise.overhead import Observation, Overhead, fit, keep, overhead_of
+from luthier.advise.overhead import Holes, Observation, Overhead, fit, keep, overhead_of
 from luthier.core.errors import Problem, UserError
 from luthier.core.rundir import RunDir, read_json
 from luthier.run.summary import as_float, mapping
+
+_NUMBERS = ("resident", "moving", "kept", "product_seconds", "pass_seconds")
 
 
 def calibrate(runs: Sequence[Path]) -> dict[str, object]:
@@ -46,17 +49,18 @@ def observe(path: Path) -> tuple[str, Observation]:
     if not peak:
         remedy = "let it finish, or leave it out"
         raise UserError(Problem("This run has no plan that was measured.", str(run.plan), remedy))
+    found, steps = mapping(kept.get("fit")), as_float(measured.get("steps")) or 1.0
+    holes = found.get("holes")
     device = "cpu" if as_float(measured.get("baseline_bytes")) else "cuda"
     one = Observation(
-        resident=as_float(kept.get("resident_bytes")) or 0.0,
-        moving=as_float(kept.get("moving_bytes")) or 0.0,
+        **{name: as_float(found.get(name)) or 0.0 for name in _NUMBERS},
+        holes=cast("Holes", holes if holes in get_args(Holes) else "frozen"),
         peak=peak,
-        predicted_seconds=as_float(kept.get("raw_seconds")) or 0.0,
-        seconds=as_float(measured.get("cpu_seconds")) or 0.0,
+        seconds=(as_float(measured.get("cpu_seconds")) or 0.0) * (as_float(kept.get("steps")) or 0.0) / steps,
     )
     return device, one
 
 
 def worst(some: Sequence[Observation], terms: Overhead) -> float:
     """Return the largest relative error of the peak with some terms."""
-    return max(abs(one.resident + terms.fixed_bytes + terms.heap * one.moving - one.peak) / one.peak for one in some)
+    return max(abs(one.predicted(terms) / one.peak - 1) for one in some)

@@ -15,7 +15,7 @@ from luthier.advise.memory import Job, Offload, Placement, pass_of, plan_memory
 from luthier.advise.overhead import NONE, Overhead
 from luthier.advise.reach import Reach, reach_of
 from luthier.advise.shape import ModelShape, has_closed_form, shape_of
-from luthier.advise.speed import Speed, flops_per_step, step_seconds
+from luthier.advise.speed import Speed, Work, bytes_per_step, flops_per_step
 from luthier.core.batch import Example
 from luthier.objectives.rollouts import Online
 from luthier.run.numbers import byte_size, duration
@@ -100,9 +100,7 @@ class Plan:
     energy_kwh: float | None
     adapter_bytes: int
     round_bytes: int
-    resident_bytes: int
-    moving_bytes: int
-    raw_seconds: float | None
+    fit: dict[str, int | float | str]
     notes: list[str] = field(default_factory=list)
 
     def in_words(self) -> str:
@@ -142,11 +140,9 @@ def plan_stage(
     flops = flops_per_step(shape, reach, mean, reference=recipe.objective.needs_reference)
     flops *= _forward_share(recipe, reach, shape)
     trained_all = memory.trainable_parameters
-    raw = _seconds(flops, shape, reach, mean, trained_all, target)
-    seconds = None if raw is None else raw * load.steps * target.overhead.speed
-    overhead = memory.parts.get("overhead", 0)
-    moving = round((overhead - target.overhead.fixed_bytes) / max(target.overhead.heap - 1, 1e-9))
-    moving = moving if target.overhead.heap > 1 else 0
+    work = _work(flops, shape, reach, mean, load, job, target)
+    terms = target.overhead
+    seconds = None if work is None else terms.products * work.product_seconds + terms.passes * work.pass_seconds
     saved = 4 * memory.total_parameters if recipe.method.in_place and reach.matrices else 4 * trained_all
     watts = target.speed.watts if target.speed is not None else 0.0
     return Plan(
@@ -173,9 +169,14 @@ def plan_stage(
         energy_kwh=None if seconds is None or not watts else seconds * watts * target.devices / 3.6e6,
         adapter_bytes=saved,
         round_bytes=2 * 4 * trained_all,
-        resident_bytes=memory.peak_bytes - moving - overhead,
-        moving_bytes=moving,
-        raw_seconds=None if raw is None else raw * load.steps,
+        fit={
+            "resident": memory.resident_bytes,
+            "moving": memory.peak_bytes - memory.resident_bytes - memory.parts.get("overhead", 0),
+            "kept": memory.kept_bytes,
+            "holes": memory.holes,
+            "product_seconds": 0.0 if work is None else work.product_seconds,
+            "pass_seconds": 0.0 if work is None else work.pass_seconds,
+        },
         notes=[load.assumed] if load.assumed else [],
     )
 
@@ -354,10 +355,15 @@ def _forward_share(recipe: Recipe, reach: Reach, shape: ModelShape) -> float:
     return 1.0 - (1 - 1 / recipe.epochs) * reach.first_block / max(3 * shape.layers - 2 * reach.first_block, 1)
 
 
-def _seconds(flops: float, shape: ModelShape, reach: Reach, mean: Pass, trained: int, target: Target) -> float | None:
+def _work(
+    flops: float, shape: ModelShape, reach: Reach, mean: Pass, load: Load, job: Job, target: Target
+) -> Work | None:
+    """Return the seconds of all steps, as products and as passes over memory; None where no speed is known."""
     if target.speed is None or not target.speed.flops:
         return None
-    return step_seconds(flops, shape, reach, mean, 1, trained, target.speed)
+    passes = bytes_per_step(shape, reach, mean, load.micro_batches, job.base_bits) if target.speed.bandwidth else 0.0
+    one = Work(flops / target.speed.flops, passes / (target.speed.bandwidth or 1.0))
+    return Work(one.product_seconds * load.steps, one.pass_seconds * load.steps)
 
 
 def as_json(plan: Plan) -> dict[str, object]:

@@ -17,11 +17,18 @@ from peft.tuners.lora import Linear as PeftLinear
 from torch import Tensor, nn
 
 from luthier.core.matmul import product
+from luthier.core.workspace import Workspace
 from luthier.models.folding import Foldable
 
 
 class FusedLoraLinear(PeftLinear, Foldable):
-    """PEFT's LoRA layer with the fused product wherever that gives the same result; elsewhere PEFT's own forward."""
+    """PEFT's LoRA layer with the fused product wherever that gives the same result; elsewhere PEFT's own forward.
+
+    Attributes:
+        workspace: where folded weights of all layers of a model take their form, one at a time.
+    """
+
+    workspace: Workspace | None = None
 
     def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
         name = self._fusable_adapter(x, args, kwargs)
@@ -29,7 +36,7 @@ class FusedLoraLinear(PeftLinear, Foldable):
             return super().forward(x, *args, **kwargs)
         base = cast("nn.Linear", self.get_base_layer())
         a, b = factors(self, name)
-        return fused_lora(x, base.weight, base.bias, a.weight, b.weight, self.scaling[name])
+        return fused_lora(x, base.weight, base.bias, a.weight, b.weight, self.scaling[name], self.workspace)
 
     def folded(self) -> tuple[Tensor, Tensor | None] | None:
         """Return W + s·B·A and the bias, where the fused product is exact."""
@@ -63,19 +70,35 @@ def factors(layer: PeftLinear, name: str) -> tuple[nn.Linear, nn.Linear]:
     return cast("nn.Linear", layer.lora_A[name]), cast("nn.Linear", layer.lora_B[name])
 
 
-def fused_lora(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None, a_RI: Tensor, b_OR: Tensor, scale: float) -> Tensor:
+def fused_lora(
+    x: Tensor,
+    weight_OI: Tensor,
+    bias_O: Tensor | None,
+    a_RI: Tensor,
+    b_OR: Tensor,
+    scale: float,
+    workspace: Workspace | None = None,
+) -> Tensor:
     """Return x·(W + scale·B·A)ᵀ + bias for a frozen W; all float32."""
-    return _FusedLora.apply(x, weight_OI, bias_O, a_RI, b_OR, scale)
+    return _FusedLora.apply(x, weight_OI, bias_O, a_RI, b_OR, scale, workspace)
+
+
+def _fold(weight_OI: Tensor, a_RI: Tensor, b_OR: Tensor, scale: float, workspace: Workspace | None) -> Tensor:
+    """Return W + scale·B·A; on a CPU in the workspace, so that it tears no holes between what is kept."""
+    if workspace is None or weight_OI.device.type != "cpu":
+        return torch.addmm(weight_OI, b_OR, a_RI, alpha=scale)
+    place = workspace.take(weight_OI.shape, weight_OI.dtype)
+    return torch.addmm(weight_OI, b_OR, a_RI, alpha=scale, out=place)
 
 
 class _FusedLora(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight_OI, bias_O, a_RI, b_OR, scale: float):  # type: ignore[override]
+    def forward(ctx, x, weight_OI, bias_O, a_RI, b_OR, scale: float, workspace=None):  # type: ignore[override]
         ctx.save_for_backward(x, weight_OI, a_RI, b_OR)
-        ctx.scale = scale
+        ctx.scale, ctx.workspace = scale, workspace
         x_NI = x.reshape(-1, x.shape[-1])
         if x_NI.shape[0] >= weight_OI.shape[0]:
-            y_NO = product(x_NI, torch.addmm(weight_OI, b_OR, a_RI, alpha=scale))
+            y_NO = product(x_NI, _fold(weight_OI, a_RI, b_OR, scale, workspace))
         else:  # fewer tokens than outputs: folding would cost more than the thin products
             y_NO = product(x_NI, weight_OI).addmm_(x_NI @ a_RI.t(), b_OR.t(), alpha=scale)
         if bias_O is not None:
@@ -93,8 +116,8 @@ class _FusedLora(torch.autograd.Function):
         grad_x = None
         if ctx.needs_input_grad[0]:
             if x_NI.shape[0] >= weight_OI.shape[0]:
-                grad_x = product(grad_NO, torch.addmm(weight_OI, b_OR, a_RI, alpha=ctx.scale).t())
+                grad_x = product(grad_NO, _fold(weight_OI, a_RI, b_OR, ctx.scale, ctx.workspace).t())
             else:
                 grad_x = product(grad_NO, weight_OI.t()).addmm_(through_NR, a_RI)
             grad_x = grad_x.view_as(x)
-        return grad_x, None, None, grad_a, grad_b, None
+        return grad_x, None, None, grad_a, grad_b, None, None
