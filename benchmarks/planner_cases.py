@@ -144,7 +144,7 @@ def cases() -> list[Case]:
         ("gpt2-29m", "lora", 8, 128, False, True),
         ("gpt2-29m", "full", 8, 256, True, True),
         ("llama-8m", "full", 1, 64, False, False),
-        ("llama-8m", "lora", 1, 512, False, False),
+        ("llama-8m", "lora", 1, 512, False, True),
         ("llama-8m", "qlora8", 4, 256, False, False),
         ("llama-8m", "bitfit", 4, 256, False, False),
         ("llama-8m", "last2", 8, 128, False, False),

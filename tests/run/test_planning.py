@@ -90,15 +90,15 @@ def test_cards_are_found_by_name_by_number_and_by_size():
 
 
 def test_calibration_finds_the_terms_that_made_the_runs():
-    truth = Overhead(40_000_000, 0.9, 1.3, 0.5, 0.1, products=1.4, passes=0.6)
+    truth = Overhead(40_000_000, 0.9, 1.3, 0.7, 0.5, 0.1, products=1.4, passes=0.6)
     seen = []
-    for holes in ("trained", "frozen", "recomputed", "returned"):
+    for holes in ("trained", "frozen", "once", "recomputed", "returned"):
         for resident, kept in ((1e8, 2e7), (3e8, 9e7), (9e8, 4e8)):
             blank = Observation(resident, kept, kept, holes, 0.0, 1e-9 * resident, 2e-9 * kept)
             measured = {"peak": blank.predicted(truth), "seconds": blank.predicted_seconds(truth)}
             seen.append(replace(blank, **measured))
     found = fit(seen, Overhead(40_000_000))
-    for name in ("trained", "frozen", "recomputed", "returned", "products", "passes"):
+    for name in ("trained", "frozen", "once", "recomputed", "returned", "products", "passes"):
         assert getattr(found, name) == pytest.approx(getattr(truth, name), rel=1e-4)
 
 

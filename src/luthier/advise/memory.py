@@ -144,12 +144,18 @@ def plan_memory(shape: ModelShape, job: Job) -> Memory:
 
 def _holes(shape: ModelShape, reach: Reach, job: Job) -> tuple[Holes, int]:
     """Return of which kind the heap's holes are, and what they grow with."""
-    plain = kept(shape, reach, replace(pass_of(shape, job), checkpointing=False)).activations
+    one = pass_of(shape, job)
     if job.base_bits is not None:
-        return "returned", plain
+        return "returned", kept(shape, reach, one).activations
+    plain = kept(shape, reach, replace(one, checkpointing=False)).activations
+    if shape.activation == "gelu_new" and not shape.is_gated:  # computed in eight steps, each with a result of its own
+        depth = shape.layers - min(reach.first_block, shape.layers)
+        plain += 2 * depth * shape.inner * one.compute * one.tokens
     if job.gradient_checkpointing:
         return "recomputed", plain
-    return ("trained" if reach.matrices else "frozen"), plain
+    if reach.matrices:
+        return "trained", plain
+    return ("frozen" if job.micro_batches > 1 else "once"), plain
 
 
 def pass_of(shape: ModelShape, job: Job) -> Pass:

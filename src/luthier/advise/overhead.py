@@ -20,9 +20,9 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Literal, get_args
 
-Holes = Literal["trained", "frozen", "recomputed", "returned"]
-"""Whose heap: where matrices are trained, where they are frozen, with checkpointing, and on a quantised base, where
-large pieces go back to the system at once (models.quantized)."""
+Holes = Literal["trained", "frozen", "once", "recomputed", "returned"]
+"""Whose heap: where matrices are trained; where they are frozen, with several micro-batches in a step or with one; with
+checkpointing; and on a quantised base, where large pieces go back to the system at once (models.quantized)."""
 
 
 @dataclass(frozen=True)
@@ -31,16 +31,18 @@ class Overhead:
 
     Attributes:
         fixed_bytes: taken once.
-        trained, frozen, recomputed, returned: bytes of holes for each byte that a micro-batch keeps.
-        products, passes: seconds for each that matrix products, and passes over memory, are predicted to take.
+        trained, frozen, once, recomputed, returned: bytes of holes for each byte that a micro-batch keeps.
+        start_seconds: that the first step takes longer; products, passes: seconds for each that matrix products, and passes over memory, are predicted to take.
         runs: from how many runs they were fitted; 0 for the ones that ship.
     """
 
     fixed_bytes: int = 0
     trained: float = 0.0
     frozen: float = 0.0
+    once: float = 0.0
     recomputed: float = 0.0
     returned: float = 0.0
+    start_seconds: float = 0.0
     products: float = 1.0
     passes: float = 1.0
     runs: int = 0
@@ -69,13 +71,13 @@ class Observation:
 
     def predicted_seconds(self, terms: Overhead) -> float:
         """Return the seconds with some terms."""
-        return terms.products * self.product_seconds + terms.passes * self.pass_seconds
+        return terms.start_seconds + terms.products * self.product_seconds + terms.passes * self.pass_seconds
 
 
 NONE = Overhead()
 SHIPPED = {
-    "cpu": Overhead(24 * 2**20, 0.9, 1.4, 0.72, 0.05),
-    "cuda": Overhead(32 * 2**20, 0.03, 0.03, 0.03, 0.03),
+    "cpu": Overhead(24 * 2**20, 0.95, 1.45, 0.8, 0.75, 0.05, start_seconds=0.4, products=1.2, passes=4.0),
+    "cuda": Overhead(32 * 2**20, 0.03, 0.03, 0.03, 0.03, 0.03),
 }
 """The CPU's were fitted on random models (benchmarks/planner_cpu.py); the GPU's are a guess that no run has tested."""
 
@@ -130,20 +132,21 @@ def fit(seen: Sequence[Observation], start: Overhead) -> Overhead:
         if mine:
             gap = sum((o.peak - o.resident - o.moving - start.fixed_bytes) * o.kept / o.peak**2 for o in mine)
             found[holes] = min(max(gap / sum((o.kept / o.peak) ** 2 for o in mine), 0.0), 5.0)
-    timed = [o for o in seen if o.seconds > 0 and o.product_seconds > 0]
-    products, passes = _two_terms(timed) if timed else (start.products, start.passes)
-    return replace(start, **found, products=products, passes=passes, runs=len(seen))
+    timed = [o for o in seen if o.seconds > start.start_seconds and o.product_seconds > 0]
+    terms = _two_terms(timed, start.start_seconds) if timed else (start.products, start.passes)
+    return replace(start, **found, products=terms[0], passes=terms[1], runs=len(seen))
 
 
-def _two_terms(timed: Sequence[Observation]) -> tuple[float, float]:
+def _two_terms(timed: Sequence[Observation], once: float) -> tuple[float, float]:
     """Return the seconds for each predicted second of products and of passes; neither is below nothing."""
     rows = [(o.product_seconds / o.seconds, o.pass_seconds / o.seconds) for o in timed]
     aa, bb, ab = sum(a * a for a, _ in rows), sum(b * b for _, b in rows), sum(a * b for a, b in rows)
-    a1, b1 = sum(a for a, _ in rows), sum(b for _, b in rows)
+    rest = [1 - once / o.seconds for o in timed]
+    a1, b1 = sum(a * r for (a, _), r in zip(rows, rest)), sum(b * r for (_, b), r in zip(rows, rest))
     whole = aa * bb - ab * ab
     if len(rows) >= 3 and whole > 1e-9 * aa * bb:
         products, passes = (a1 * bb - b1 * ab) / whole, (b1 * aa - a1 * ab) / whole
         if products > 0 and passes >= 0:
             return products, passes
-    both = sum((a + b) for a, b in rows) / sum((a + b) ** 2 for a, b in rows)
+    both = (a1 + b1) / sum((a + b) ** 2 for a, b in rows)
     return both, both

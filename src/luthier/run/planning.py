@@ -142,7 +142,9 @@ def plan_stage(
     trained_all = memory.trainable_parameters
     work = _work(flops, shape, reach, mean, load, job, target)
     terms = target.overhead
-    seconds = None if work is None else terms.products * work.product_seconds + terms.passes * work.pass_seconds
+    seconds = None
+    if work is not None:
+        seconds = terms.start_seconds + terms.products * work.product_seconds + terms.passes * work.pass_seconds
     saved = 4 * memory.total_parameters if recipe.method.in_place and reach.matrices else 4 * trained_all
     watts = target.speed.watts if target.speed is not None else 0.0
     return Plan(
