@@ -32,7 +32,8 @@ class Overhead:
     Attributes:
         fixed_bytes: taken once.
         trained, frozen, once, recomputed, returned: bytes of holes for each byte that a micro-batch keeps.
-        start_seconds: that the first step takes longer; products, passes: seconds for each that matrix products, and passes over memory, are predicted to take.
+        start_seconds: that the first step takes longer.
+        products, passes: seconds for each that matrix products, and passes over memory, are predicted to take.
         runs: from how many runs they were fitted; 0 for the ones that ship.
     """
 
