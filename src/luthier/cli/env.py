@@ -34,6 +34,9 @@ PURPOSES = {
     "quantization": "method: qlora, optimizer: adamw_8bit",
     "mlflow": "log_to: mlflow",
     "web": "luthier label",
+    "evaluate": "tasks rouge, bleu and chrf",
+    "lm-eval": "tasks of lm-evaluation-harness",
+    "tune": "luthier tune",
     "dev": "work on Luthier itself",
 }
 _REQUIREMENT = re.compile(r"""^([A-Za-z0-9._-]+).*;.*\bextra\s*==\s*['"]([A-Za-z0-9._-]+)['"]""")

@@ -5,14 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from luthier.advise.shape import Matrix, ModelShape
+from luthier.core.errors import ModelError, Problem
 
 
 def built_shape(config: Mapping[str, object]) -> ModelShape:
     """Return the shape of a config that transformers can build; totals are exact, activations as in blocks alike.
 
     Raises:
-        ModelError: no model can be built from it.
+        ModelError: no model can be built from it, or it has no blocks that a plan could count.
     """
+    try:
+        return _read_off(config)
+    except (ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
+        # What transformers raises for a config it does not know is as various as its model code.
+        what = f"The model's shape cannot be read off: {str(error).partition('. ')[0][:200]}."
+        raise ModelError(Problem(what, "config.json", "update transformers, or check model_type")) from error
+
+
+def _read_off(config: Mapping[str, object]) -> ModelShape:
     from transformers import AutoConfig
 
     from luthier.models.layers import layer_groups
