@@ -11,6 +11,31 @@ STARTER = Path(__file__).parents[1] / "src/luthier/starter"
 TEXT = "the dog ran to a big red ball and then she said that it was very happy in the park with her friend"
 _LLAMA = {"max_position_embeddings": 1024, "rms_norm_eps": 1e-5}
 MODELS: dict[str, tuple[str, dict[str, object]]] = {
+    "llama-1m": (
+        "llama",
+        {
+            **_LLAMA,
+            "hidden_size": 128,
+            "intermediate_size": 352,
+            "num_hidden_layers": 6,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "qwen3-narrow": (
+        "qwen3",
+        {
+            **_LLAMA,
+            "hidden_size": 192,
+            "intermediate_size": 512,
+            "num_hidden_layers": 12,
+            "num_attention_heads": 6,
+            "num_key_value_heads": 2,
+            "head_dim": 32,
+            "tie_word_embeddings": True,
+        },
+    ),
     "llama-8m": (
         "llama",
         {
@@ -143,6 +168,19 @@ def cases() -> list[Case]:
         ("gpt2-29m", "full", 4, 128, False, True),
         ("gpt2-29m", "lora", 8, 128, False, True),
         ("gpt2-29m", "full", 8, 256, True, True),
+        ("llama-1m", "full", 8, 256, False, True),
+        ("llama-1m", "lora", 8, 512, False, True),
+        ("llama-1m", "lora", 4, 64, False, True),
+        ("llama-8m", "dora", 4, 128, False, True),
+        ("llama-43m", "dropout", 2, 256, False, False),
+        ("llama-43m", "ia3", 4, 128, False, False),
+        ("llama-43m", "prefix", 4, 128, False, False),
+        ("qwen2-30m", "adalora", 4, 128, False, False),
+        ("qwen2-30m", "pfeiffer", 4, 256, False, False),
+        ("llama-8m", "hadamard", 8, 128, False, False),
+        ("qwen3-narrow", "full", 16, 128, False, False),
+        ("qwen3-narrow", "lora", 8, 256, False, False),
+        ("qwen3-narrow", "lora", 8, 256, True, False),
         ("llama-8m", "full", 1, 64, False, False),
         ("llama-8m", "lora", 1, 512, False, True),
         ("llama-8m", "qlora8", 4, 256, False, False),
@@ -178,6 +216,8 @@ def cases() -> list[Case]:
     ]
     methods: dict[str, object] = {
         "qlora8": {"kind": "qlora", "bits": 8},
+        "dora": {"kind": "lora", "dora": True},
+        "dropout": {"kind": "lora", "dropout": 0.1},
         "bitfit": {"kind": "bitfit", "norms": True},
         "last2": {"kind": "layers", "last": 2},
         "attention": {"kind": "lora", "targets": ["attention"], "rank": 16},

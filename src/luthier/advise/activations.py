@@ -1,9 +1,9 @@
 """What this engine keeps between the forward and the backward pass: a closed form, block by block.
 
-Written after what autograd saves (a test counts it): a norm's input, its normalised value where its weight is trained;
-the input of a matrix that is trained or has an update beside it; queries, keys, values and the output of the fused
-attention kernel; gate and up of a gated feed-forward, whose other two tensors are made again. Nothing of size
-tokens × tokens and nothing of size tokens × vocabulary exists.
+Written after what autograd saves (a test counts it): a norm's input, and in 16 bits its normalised value where its
+weight is trained; the input of a matrix that is trained or has an update beside it; queries, keys, values and the
+output of the fused attention kernel; gate and up of a gated feed-forward, whose other two tensors are made again.
+Nothing of size tokens × tokens and nothing of size tokens × vocabulary exists.
 
 Shape legend: N tokens of a micro-batch, M supervised ones, H hidden size, F inner size, A heads, K key/value heads,
 D head size. All results are bytes.
@@ -11,10 +11,11 @@ D head size. All results are bytes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from luthier.advise.reach import Reach
-from luthier.advise.shape import ModelShape
+from luthier.advise.shape import Matrix, ModelShape
 
 CHUNK_BYTES = 8 * 2**20
 CHUNK_ROWS = 64
@@ -38,6 +39,7 @@ class Pass:
         residual: bytes of a number in the residual stream (2 where the frozen weights are kept in 16 bits).
         checkpointing: blocks are computed again in the backward pass.
         folds: LoRA's update is folded into the weight for one product (float32, no dropout, no transposed matrices).
+        noise: bytes kept for each number that enters a low-rank update through dropout; 0 without.
         trims: the last feed-forward runs at supervised positions alone.
     """
 
@@ -49,6 +51,7 @@ class Pass:
     residual: int = _FLOAT
     checkpointing: bool = False
     folds: bool = True
+    noise: int = 0
     trims: bool = True
 
 
@@ -93,15 +96,29 @@ def kept(shape: ModelShape, reach: Reach, one: Pass) -> Kept:
     fed = _feed_forward(shape, reach, one, lean=True)
     activations = _attention(shape, reach, one) * rows + fed * (rows - trimmed * (one.tokens - one.supervised))
     activations += _places(shape, one) * one.tokens
-    is_needed = reach.from_below or shape.is_encoder or (reach.norms and not shape.has_rms)
-    if not is_needed:  # the lowest block's first norm sees what wants no gradient
-        activations -= _FLOAT * shape.hidden * one.tokens
+    activations -= _below(shape, reach, one) * one.tokens
     work = _work(shape, one)
     # The last block runs backward first, when all the others are still kept; where it is trimmed its own temporaries
     # are smaller, but by then nothing of the others is gone.
     last = work * one.supervised if trimmed else work * one.tokens
     second = work * one.tokens - whole * one.tokens if depth > 1 else 0
     return Kept(int(activations), head, logits, 0, max(last, second))
+
+
+def _below(shape: ModelShape, reach: Reach, one: Pass) -> int:
+    """Return bytes for each token of what the lowest block keeps not, as it stands before anything trained."""
+    if reach.from_below or shape.is_encoder:
+        return 0
+    if reach.enters == "nothing":
+        from_input = not shape.has_rms or one.residual == _FLOAT
+        if reach.norms and from_input:
+            return 0
+        own = [m for m in shape.matrices if m.role in ("q", "k", "v", "qkv") and reach.keeps_inputs(m.role)]
+        noise = one.noise * shape.hidden * len(own) if _drops(reach, one) else 0
+        return _FLOAT * shape.hidden + noise  # the first norm's input wants no gradient, nor what it makes
+    bare = replace(reach, bottlenecks=(), scaled=0)
+    size = _attention(shape, bare, one)
+    return size + _feed_forward(shape, bare, one, lean=True) if reach.enters == "feed_forward" else size
 
 
 def logits_buffer(shape: ModelShape, one: Pass) -> int:
@@ -118,46 +135,59 @@ def _attention(shape: ModelShape, reach: Reach, one: Pass) -> int:
     queries, keys = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
     inputs = [m for m in shape.matrices if m.role in ("q", "k", "v", "qkv")]
     own = [m for m in inputs if reach.keeps_inputs(m.role)]
-    total = _norms(shape, reach, one) + _inputs(shape.hidden, len(own), reach, one)
+    total = _norms(shape, reach, one) + _inputs([shape.hidden] * len(own), reach, one)
     total += (queries + 2 * keys) * one.compute + queries * one.compute + _FLOAT * shape.heads
-    if reach.keeps_inputs("o"):
-        total += queries * one.compute
+    total += _inputs([queries] if reach.keeps_inputs("o") else [], reach, one)
     if shape.head_norms:
-        total += (queries + keys) * (_FLOAT + (one.residual if reach.norms else 0))
+        total += (queries + keys) * (_FLOAT + _scaled(reach.norms, one))
         total += _FLOAT * (shape.heads + shape.kv_heads)
     total += _thin(len(own) + ("o" in reach.beside), reach, one)
-    return total + _extras(shape, reach) // 2
+    total += _lengths([m for m in shape.matrices if m.role in ("q", "k", "v", "qkv", "o")], reach, one)
+    total += _FLOAT * reach.scaled
+    return total + _adapters(shape, reach.bottlenecks[: len(reach.bottlenecks) // 2], reach, one)
 
 
 def _feed_forward(shape: ModelShape, reach: Reach, one: Pass, lean: bool) -> int:
     """Return bytes for each token: norm, inputs, and what stands between up and down."""
     total = _norms(shape, reach, one)
+    total += _adapters(shape, reach.bottlenecks[len(reach.bottlenecks) // 2 :], reach, one)
     if shape.experts:
         chosen = shape.experts_per_token
         kept_inner = chosen * shape.expert_inner * one.compute
         total += 4 * kept_inner + chosen * 2 * shape.hidden * one.compute + _FLOAT * 2 * shape.experts
         if not any(m.role == "gate" for m in shape.matrices):
-            return total + _extras(shape, reach) // 2
+            return total
     entering = [m for m in shape.matrices if m.role in ("gate", "up") and reach.keeps_inputs(m.role)]
-    total += _inputs(shape.hidden, len(entering), reach, one)
+    total += _inputs([shape.hidden] * len(entering), reach, one)
     inner = shape.inner * one.compute
-    keeps_down = reach.keeps_inputs("down")
+    keeps_down = reach.keeps_inputs("down") and not _drops(reach, one)
+    if reach.keeps_inputs("down") and not keeps_down:
+        total += _inputs([shape.inner], reach, one)
     if shape.is_gated:
         is_lean = lean and shape.activation == "silu"
         total += (2 if is_lean else 3) * inner
         # Lean: the input of down is made again, unless PEFT's layer keeps a copy of its own.
         total += inner if keeps_down and (not is_lean or not _shares(reach, one)) else 0
+        total += 0 if is_lean else _FLOAT * reach.scaled_inner
     else:
-        total += {"gelu_new": 4, "relu": 0}.get(shape.activation, 1) * inner
+        written_out = shape.activation == "gelu_new" and one.compute != _FLOAT
+        total += (4 if written_out else 0 if shape.activation == "relu" else 1) * inner
         total += inner if keeps_down or shape.activation == "relu" else 0
+        total += _FLOAT * reach.scaled_inner
+    total += _lengths([m for m in shape.matrices if m.role in ("gate", "up", "down")], reach, one)
     total += _thin(len(entering) + ("down" in reach.beside), reach, one)
-    return total + _extras(shape, reach) // 2
+    return total
 
 
 def _norms(shape: ModelShape, reach: Reach, one: Pass) -> int:
     """Return bytes for each token of half of a block's norms: what enters, and what a trained weight scales."""
-    scaled = one.residual if shape.has_rms and reach.norms else 0
+    scaled = _scaled(shape.has_rms and reach.norms, one)
     return shape.block_norms // 2 * (shape.hidden * (_FLOAT + scaled) + _FLOAT * (1 if shape.has_rms else 2))
+
+
+def _scaled(is_trained: bool, one: Pass) -> int:
+    """Return bytes of a number that a trained norm weight scales: in float32 it is made again from what enters."""
+    return one.residual if is_trained and one.residual != _FLOAT else 0
 
 
 def _places(shape: ModelShape, one: Pass) -> int:
@@ -166,11 +196,27 @@ def _places(shape: ModelShape, one: Pass) -> int:
     return 2 * shape.head_size * one.residual if rotates else 0
 
 
-def _inputs(width: int, count: int, reach: Reach, one: Pass) -> int:
-    """Return bytes for each token of what enters several matrices: one tensor, or under autocast a copy for each."""
-    if not count:
+def _inputs(widths: Sequence[int], reach: Reach, one: Pass) -> int:
+    """Return bytes for each token of what enters several matrices: one tensor, or a copy for each.
+
+    Under autocast each has a copy in 16 bits; behind dropout each has what is left of it, and the noise.
+    """
+    if not widths:
         return 0
-    return width * one.compute * (1 if one.compute == _FLOAT else count)
+    if _drops(reach, one):
+        return sum(widths) * (one.compute + one.noise)
+    return widths[0] * one.compute * (1 if one.compute == _FLOAT else len(widths))
+
+
+def _drops(reach: Reach, one: Pass) -> bool:
+    return bool(reach.beside) and one.noise > 0
+
+
+def _lengths(matrices: Sequence[Matrix], reach: Reach, one: Pass) -> int:
+    """Return bytes for each token of what DoRA's lengths scale: what the matrix makes, and what the update adds."""
+    if not reach.lengths:
+        return 0
+    return 2 * one.compute * sum(m.outputs for m in matrices if m.role in reach.beside)
 
 
 def _shares(reach: Reach, one: Pass) -> bool:
@@ -183,10 +229,10 @@ def _thin(count: int, reach: Reach, one: Pass) -> int:
     return 0 if one.folds or not reach.beside else count * reach.rank * one.compute
 
 
-def _extras(shape: ModelShape, reach: Reach) -> int:
-    """Return bytes for each token of adapters in a block, and of what trained vectors scale; always float32."""
-    bottlenecks = sum(shape.hidden + 2 * width for width in reach.bottlenecks)
-    return _FLOAT * (bottlenecks + reach.scaled)
+def _adapters(shape: ModelShape, widths: Sequence[int], reach: Reach, one: Pass) -> int:
+    """Return bytes for each token of adapters: what enters, what the activation sees and makes; always float32."""
+    each = _FLOAT * (1 if reach.plain else 2) + one.noise
+    return sum(_FLOAT * shape.hidden + each * width for width in widths)
 
 
 def _head(shape: ModelShape, reach: Reach, one: Pass) -> int:
@@ -194,7 +240,7 @@ def _head(shape: ModelShape, reach: Reach, one: Pass) -> int:
     rows = one.tokens if not one.trims or shape.family not in TRIMMED or one.checkpointing else one.supervised
     if shape.is_encoder:
         return 4 * shape.hidden * _FLOAT * one.sequences
-    scaled = one.residual if shape.has_rms and reach.final_norm else 0
+    scaled = _scaled(shape.has_rms and reach.final_norm, one)
     return rows * (shape.hidden * (_FLOAT + scaled) + _FLOAT) + one.supervised * shape.hidden * one.residual
 
 

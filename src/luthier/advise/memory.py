@@ -12,12 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, cast
 
 from luthier.advise.activations import Kept, Pass, kept
 from luthier.advise.overhead import NONE, Holes, Overhead
 from luthier.advise.reach import Reach, reach_of
 from luthier.advise.shape import ModelShape
+from luthier.core.heap import NARROWEST
 
 Placement = Literal["single", "ddp", "zero1", "zero2", "zero3", "fsdp2"]
 Offload = Literal["none", "optimizer", "all"]
@@ -148,14 +149,13 @@ def _holes(shape: ModelShape, reach: Reach, job: Job) -> tuple[Holes, int]:
     if job.base_bits is not None:
         return "returned", kept(shape, reach, one).activations
     plain = kept(shape, reach, replace(one, checkpointing=False)).activations
-    if shape.activation == "gelu_new" and not shape.is_gated:  # computed in eight steps, each with a result of its own
-        depth = shape.layers - min(reach.first_block, shape.layers)
-        plain += 2 * depth * shape.inner * one.compute * one.tokens
-    if job.gradient_checkpointing:
-        return "recomputed", plain
-    if reach.matrices:
-        return "trained", plain
-    return ("frozen" if job.micro_batches > 1 else "once"), plain
+    if reach.beside and not one.folds:
+        kind = "beside"
+    elif job.gradient_checkpointing:
+        kind = "recomputed"
+    else:
+        kind = "trained" if reach.matrices else "frozen"
+    return cast("Holes", f"narrow_{kind}" if shape.hidden < NARROWEST else kind), plain
 
 
 def pass_of(shape: ModelShape, job: Job) -> Pass:
@@ -163,6 +163,7 @@ def pass_of(shape: ModelShape, job: Job) -> Pass:
     freezes = job.method not in _FREEZES_NOTHING
     in_16 = job.dtype == "bfloat16"
     drops = bool(job.settings.get("dropout"))
+    apart = drops or bool(job.settings.get("dora"))
     is_transposed = shape.family == "gpt2"
     supervised = job.tokens if job.supervised is None else job.supervised
     return Pass(
@@ -173,7 +174,8 @@ def pass_of(shape: ModelShape, job: Job) -> Pass:
         compute=2 if in_16 else 4,
         residual=2 if in_16 and freezes else 4,
         checkpointing=job.gradient_checkpointing,
-        folds=not in_16 and not drops and not is_transposed,
+        folds=not in_16 and not apart and not is_transposed,
+        noise=0 if not drops else 1 if job.device == "cuda" else 4,
     )
 
 

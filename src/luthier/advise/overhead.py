@@ -4,10 +4,9 @@
 
 where `resident` stays from step to step (weights, moments), `moving` comes and goes (activations, gradients), and
 `kept` is what one micro-batch keeps between its passes without checkpointing. On a CPU, glibc hands out what it has
-freed in pieces that later tensors do not fit into: after two or three steps holes of about the size of `kept` stand in
-the heap, more where many thin products come between (frozen weights), fewer where activations are computed again. On a
-GPU torch's own allocator leaves few. `luthier plan --calibrate RUN…` writes the terms of this machine into the user's
-cache folder.
+freed in pieces that later tensors do not fit into; a training pass hands such pieces back to the system a few times
+(core.heap), so that what is left are the holes of the last few blocks. On a GPU torch's own allocator leaves few.
+`luthier plan --calibrate RUN…` writes the terms of this machine into the user's cache folder.
 """
 
 from __future__ import annotations
@@ -20,9 +19,20 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Literal, get_args
 
-Holes = Literal["trained", "frozen", "once", "recomputed", "returned"]
-"""Whose heap: where matrices are trained; where they are frozen, with several micro-batches in a step or with one; with
-checkpointing; and on a quantised base, where large pieces go back to the system at once (models.quantized)."""
+Holes = Literal[
+    "trained",
+    "frozen",
+    "beside",
+    "recomputed",
+    "narrow_trained",
+    "narrow_frozen",
+    "narrow_beside",
+    "narrow_recomputed",
+    "returned",
+]
+"""Whose heap: where matrices are trained; where they are frozen; where besides LoRA's products are computed apart
+(transposed matrices, dropout, DoRA); with checkpointing; the same of models too narrow for memory to be handed back;
+and on a quantised base, where large pieces go back to the system at once."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +41,7 @@ class Overhead:
 
     Attributes:
         fixed_bytes: taken once.
-        trained, frozen, once, recomputed, returned: bytes of holes for each byte that a micro-batch keeps.
+        trained … returned: bytes of holes for each byte that a micro-batch keeps.
         start_seconds: that the first step takes longer.
         products, passes: seconds for each that matrix products, and passes over memory, are predicted to take.
         runs: from how many runs they were fitted; 0 for the ones that ship.
@@ -40,8 +50,12 @@ class Overhead:
     fixed_bytes: int = 0
     trained: float = 0.0
     frozen: float = 0.0
-    once: float = 0.0
+    beside: float = 0.0
     recomputed: float = 0.0
+    narrow_trained: float = 0.0
+    narrow_frozen: float = 0.0
+    narrow_beside: float = 0.0
+    narrow_recomputed: float = 0.0
     returned: float = 0.0
     start_seconds: float = 0.0
     products: float = 1.0
@@ -75,10 +89,26 @@ class Observation:
         return terms.start_seconds + terms.products * self.product_seconds + terms.passes * self.pass_seconds
 
 
+SPRING = 0.02
+"""How much a term weighs that is twice what it was before the fit: as much as a run that is 2 % off."""
 NONE = Overhead()
 SHIPPED = {
-    "cpu": Overhead(24 * 2**20, 0.95, 1.45, 0.8, 0.75, 0.05, start_seconds=0.4, products=1.2, passes=4.0),
-    "cuda": Overhead(32 * 2**20, 0.03, 0.03, 0.03, 0.03, 0.03),
+    "cpu": Overhead(
+        fixed_bytes=44 * 2**20,
+        trained=0.25,
+        frozen=0.35,
+        beside=0.7,
+        recomputed=0.4,
+        narrow_trained=0.5,
+        narrow_frozen=0.8,
+        narrow_beside=0.8,
+        narrow_recomputed=0.55,
+        returned=0.0,
+        start_seconds=0.4,
+        products=1.2,
+        passes=4.0,
+    ),
+    "cuda": Overhead(32 * 2**20, **dict.fromkeys(get_args(Holes), 0.03)),
 }
 """The CPU's were fitted on random models (benchmarks/planner_cpu.py); the GPU's are a guess that no run has tested."""
 
@@ -122,20 +152,31 @@ def keep(device: str, terms: Overhead) -> Path:
 def fit(seen: Sequence[Observation], start: Overhead) -> Overhead:
     """Return the terms that make the relative errors of some runs smallest; what no run tells stays as it was.
 
-    The holes of each kind are a weighted mean, each run weighed by 1/peak², so that a small model counts as much as a
-    large one; the fixed term stays, as small models alone would tell it from the rest. Seconds are least squares too.
+    Least squares of the errors relative to the measured peak, so that a small model counts as much as a large one; each
+    term is held to where it started by a weak spring, so that three runs of one kind cannot throw it far off.
     """
     if not seen:
         return start
-    found: dict[str, float] = {}
-    for holes in get_args(Holes):
-        mine = [one for one in seen if one.holes == holes and one.kept > 0]
-        if mine:
-            gap = sum((o.peak - o.resident - o.moving - start.fixed_bytes) * o.kept / o.peak**2 for o in mine)
-            found[holes] = min(max(gap / sum((o.kept / o.peak) ** 2 for o in mine), 0.0), 5.0)
+    kinds = get_args(Holes)
+    here = [start.fixed_bytes, *(getattr(start, kind) for kind in kinds)]
+    rows = [[1 / o.peak, *(o.kept / o.peak if o.holes == kind else 0.0 for kind in kinds)] for o in seen]
+    wanted = [(o.peak - o.resident - o.moving) / o.peak for o in seen]
+    for place, value in enumerate(here):
+        scale = SPRING / max(value, 0.1 if place else 2**20)
+        rows.append([scale if other == place else 0.0 for other in range(len(here))])
+        wanted.append(scale * value)
+    fixed, *holes = (max(value, 0.0) for value in least_squares(rows, wanted))
     timed = [o for o in seen if o.seconds > start.start_seconds and o.product_seconds > 0]
     terms = _two_terms(timed, start.start_seconds) if timed else (start.products, start.passes)
-    return replace(start, **found, products=terms[0], passes=terms[1], runs=len(seen))
+    found = dict(zip(kinds, holes))
+    return replace(start, fixed_bytes=round(fixed), **found, products=terms[0], passes=terms[1], runs=len(seen))
+
+
+def least_squares(rows: Sequence[Sequence[float]], wanted: Sequence[float]) -> list[float]:
+    """Return x for which the sum of squares of rows · x − wanted is smallest; the rows must tell every x."""
+    import numpy as np
+
+    return [float(x) for x in np.linalg.lstsq(np.array(rows), np.array(wanted), rcond=None)[0]]
 
 
 def _two_terms(timed: Sequence[Observation], once: float) -> tuple[float, float]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from luthier.advise.shape import Matrix, ModelShape, roles_of
 from luthier.core.errors import Problem, RecipeError
@@ -26,12 +27,14 @@ class Reach:
         norms: normalisations in the blocks are trained; final_norm: the one behind the last block.
         beside: parts that have a low-rank update beside them.
         rank: of that update.
-        bottlenecks: widths of the adapters in each block.
-        scaled: numbers per token and block that a trained vector multiplies.
+        lengths: DoRA's, which see what the matrix makes and what the update adds.
+        bottlenecks: widths of the adapters in each block; plain: their activation keeps nothing of its own (relu).
+        scaled: numbers per token and block that a trained vector multiplies; scaled_inner: those in the feed-forward.
         embeddings: the token embedding is trained.
         head: the output head is trained (always where it is the trained embedding).
         first_block: the lowest block that anything trained stands in or below; as many as there are blocks where
             nothing of the backbone is trained.
+        enters: behind which part of that block the first trained thing stands; what is before it keeps nothing.
         from_below: the gradient flows into the first block's input.
         virtual_tokens: positions that the method puts before every sequence.
         prefix: they are keys and values of every layer, not embeddings.
@@ -43,11 +46,15 @@ class Reach:
     final_norm: bool = False
     beside: frozenset[str] = frozenset()
     rank: int = 0
+    lengths: bool = False
     bottlenecks: tuple[int, ...] = ()
+    plain: bool = False
     scaled: int = 0
+    scaled_inner: int = 0
     embeddings: bool = False
     head: bool = False
     first_block: int = 0
+    enters: Literal["nothing", "attention", "feed_forward"] = "nothing"
     from_below: bool = False
     virtual_tokens: int = 0
     prefix: bool = False
@@ -108,7 +115,8 @@ def _beside(settings: Settings, shape: ModelShape, rank: int, per_rank: int) -> 
         return sum(rank * (m.inputs + m.outputs + per_rank) for m in matrices) + lengths
 
     parameters = shape.layers * added(chosen) + added(outside) + len(_list(settings, "new_tokens")) * shape.hidden
-    return Reach(parameters, beside=frozenset(m.role for m in chosen), rank=rank)
+    lengths = bool(settings.get("dora"))
+    return Reach(parameters, beside=frozenset(m.role for m in chosen), rank=rank, lengths=lengths)
 
 
 def _bitfit(settings: Settings, shape: ModelShape) -> Reach:
@@ -127,8 +135,9 @@ def _bitfit(settings: Settings, shape: ModelShape) -> Reach:
 def _ia3(settings: Settings, shape: ModelShape) -> Reach:
     roles = _targets(settings, ("k", "v", "qkv", "down"))
     chosen = shape.matching(roles)
-    scaled = sum(m.inputs if m.role == "down" else m.outputs for m in chosen)
-    return Reach(shape.layers * scaled, scaled=scaled)
+    inner = sum(m.inputs for m in chosen if m.role == "down")
+    scaled = sum(m.outputs for m in chosen if m.role != "down")
+    return Reach(shape.layers * (scaled + inner), scaled=scaled, scaled_inner=inner)
 
 
 def _prompt(settings: Settings, shape: ModelShape) -> Reach:
@@ -159,7 +168,7 @@ def _prefix(settings: Settings, shape: ModelShape) -> Reach:
     return Reach(parameters, virtual_tokens=tokens, prefix=True)
 
 
-def _bottleneck(places: int, size: int) -> Callable[[Settings, ModelShape], Reach]:
+def _bottleneck(places: int, size: int, activation: str) -> Callable[[Settings, ModelShape], Reach]:
     def make(settings: Settings, shape: ModelShape) -> Reach:
         width, first = _number(settings, "bottleneck", size), _first(settings, shape)
         count = len(_list(settings, "blocks")) or shape.layers - _number(settings, "drop_first", 0)
@@ -171,7 +180,9 @@ def _bottleneck(places: int, size: int) -> Callable[[Settings, ModelShape], Reac
             norms=norms,
             final_norm=norms,
             bottlenecks=(width,) * places,
+            plain=settings.get("activation", activation) == "relu",
             first_block=first,
+            enters="nothing" if norms else "attention" if places == 2 else "feed_forward",
         )
 
     return make
@@ -187,14 +198,17 @@ def _compacter(settings: Settings, shape: ModelShape) -> Reach:
     more = count * shape.norms + _final_norm(shape) if norms else 0
     first = _first(settings, shape)
     parameters = count * places * each + parts**3 + more
-    return Reach(parameters, norms=norms, final_norm=norms, bottlenecks=(width,) * places, first_block=first)
+    enters = "nothing" if norms else "attention" if places == 2 else "feed_forward"
+    widths = (width,) * places
+    return Reach(parameters, norms=norms, final_norm=norms, bottlenecks=widths, first_block=first, enters=enters)
 
 
 def _hadamard(settings: Settings, shape: ModelShape) -> Reach:
     count = len(_list(settings, "blocks")) or shape.layers - _number(settings, "drop_first", 0)
     norm = shape.hidden * (1 if shape.has_rms else 2) if settings.get("norms", True) else 0
     each = shape.hidden * (2 if settings.get("shift", True) else 1) + norm
-    return Reach(count * each, norms=bool(norm), scaled=shape.hidden, first_block=_first(settings, shape))
+    first = _first(settings, shape)
+    return Reach(count * each, norms=bool(norm), scaled=shape.hidden, first_block=first, enters="attention")
 
 
 def _layers(settings: Settings, shape: ModelShape) -> Reach:
@@ -259,10 +273,14 @@ def _hybrid(settings: Settings, shape: ModelShape) -> Reach:
             beside=whole.beside | other.beside,
             rank=max(whole.rank, other.rank),
             bottlenecks=whole.bottlenecks + other.bottlenecks,
+            lengths=whole.lengths or other.lengths,
+            plain=whole.plain and other.plain,
             scaled=whole.scaled + other.scaled,
+            scaled_inner=whole.scaled_inner + other.scaled_inner,
             embeddings=whole.embeddings or other.embeddings,
             head=whole.head or other.head,
             first_block=min(whole.first_block, other.first_block),
+            enters=whole.enters if whole.enters == other.enters else "nothing",
             from_below=whole.from_below or other.from_below,
             virtual_tokens=whole.virtual_tokens + other.virtual_tokens,
             prefix=whole.prefix or other.prefix,
@@ -316,10 +334,10 @@ _METHODS: dict[str, Callable[[Settings, ModelShape], Reach]] = {
     "p_tuning": _p_tuning,
     "prefix": _prefix,
     "p_tuning_v2": _prefix,
-    "adapter": _bottleneck(2, 64),
-    "h_adapter": _bottleneck(2, 64),
-    "pfeiffer": _bottleneck(1, 64),
-    "parallel": _bottleneck(1, 64),
+    "adapter": _bottleneck(2, 64, "gelu"),
+    "h_adapter": _bottleneck(2, 64, "gelu"),
+    "pfeiffer": _bottleneck(1, 64, "relu"),
+    "parallel": _bottleneck(1, 64, "relu"),
     "compacter": _compacter,
     "hadamard": _hadamard,
     "layers": _layers,

@@ -13,7 +13,8 @@ from pydantic import Field
 from luthier.core.component import StageFacts
 from luthier.core.errors import ModelError, Problem
 from luthier.methods.base import Method, sizes, train_only
-from luthier.models.sublayers import Block, block_sublayers, choice_problems, chosen_blocks, hidden_size
+from luthier.models.layers import hidden_size
+from luthier.models.sublayers import Block, block_sublayers, choice_problems, chosen_blocks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -9,7 +9,8 @@ from pydantic import Field
 from luthier.core.component import StageFacts
 from luthier.core.errors import Problem
 from luthier.methods.base import Method, train_only
-from luthier.models.sublayers import block_sublayers, choice_problems, chosen_blocks, hidden_size
+from luthier.models.layers import hidden_size
+from luthier.models.sublayers import block_sublayers, choice_problems, chosen_blocks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -75,6 +75,11 @@ def block_modules(model: PreTrainedModel) -> list[nn.Module]:
     return list(_block_stack(model)[1])
 
 
+def hidden_size(model: PreTrainedModel) -> int:
+    """Return H, the width of the residual stream."""
+    return int(model.config.get_text_config().hidden_size)
+
+
 def _block_stack(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     """Return the name and the list of transformer blocks: the longest list of modules that holds most parameters."""
     from torch import nn

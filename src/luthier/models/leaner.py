@@ -21,6 +21,7 @@ from torch.nn.functional import silu
 
 from luthier.core.matmul import BLOCKS, LinearProduct, prefers_onednn, takes
 from luthier.models.layers import block_modules
+from luthier.models.lean_blocks import make_elementwise_leaner
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -38,12 +39,14 @@ _GATED = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 
 
 def make_leaner(model: nn.Module) -> None:
-    """Give gated feed-forwards and the token embedding of a model their leaner forward."""
+    """Give gated feed-forwards, norms, rotations, GELUs and token embeddings of a model their leaner forward."""
     for module in model.modules():
         if _is_gated_silu(module):
             module.forward = types.MethodType(_gated_forward, module)
         elif type(module) is nn.Linear and prefers_onednn():
             module.forward = types.MethodType(_linear_forward, module)
+        elif make_elementwise_leaner(module):
+            continue
         elif type(module) is nn.Embedding and module.max_norm is None and not module.sparse:
             module.forward = types.MethodType(_embedding_forward, module)
 

@@ -70,11 +70,6 @@ def dense_layers(
     return [*layers, nn.Dropout(dropout), nn.Linear(inputs, classes)]
 
 
-def hidden_size(model: PreTrainedModel) -> int:
-    """Return the width of the hidden states."""
-    return int(model.config.get_text_config().hidden_size)
-
-
 def own_pooling(model: PreTrainedModel) -> Pooling:
     """Return how the architecture itself pools: `last` for decoders, `own` where a trained pooler or a head of several
     layers stands above the first token, `cls` where that pooler is new."""

@@ -7,7 +7,6 @@ Embeddings, norms and heads keep their precision.
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import sys
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
 from luthier.core.errors import MissingExtra, ModelError, Problem
+from luthier.core.heap import keep_large_blocks_apart
 from luthier.models.files import read_header, weight_files
 from luthier.models.targets import is_linear, linear_roles
 
@@ -91,22 +91,6 @@ def _uncompiled(function: Callable[..., object], **_: object) -> Callable[..., o
     return function
 
 
-def _hand_memory_back() -> None:
-    """Let each large tensor be a block of its own, which goes back to the system with the tensor (GNU's malloc only).
-
-    As blocks come and go, malloc begins to keep them in its heap, where small things that live on hold free space fast:
-    40 to 50 MiB of 100 M parameters. Clearing fresh pages is nothing beside dequantising.
-    """
-    if sys.platform != "linux":
-        return
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except AttributeError:  # another C library
-        return
-    m_mmap_threshold = -3  # malloc.h
-    mallopt(m_mmap_threshold, 1 << 17)
-
-
 def load_streaming(
     where: str, config: PreTrainedConfig, how: Quantization, dtype: torch.dtype, device: str
 ) -> PreTrainedModel | None:
@@ -126,7 +110,7 @@ def load_streaming(
 
     from luthier.core.workspace import Workspace
 
-    _hand_memory_back()
+    keep_large_blocks_apart()  # clearing fresh pages is nothing beside dequantising
     folder = Path(where)
     if not folder.is_dir():
         return None

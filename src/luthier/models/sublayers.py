@@ -168,8 +168,3 @@ def norms_of(model: PreTrainedModel, chosen: list[int]) -> list[str]:
     backbone = {id(p) for p in model.base_model.parameters()}
     behind = {n for n in everything[last + 1 :] if id(model.get_parameter(n)) in backbone}
     return [n for n in layer_groups(model).norms if n in behind or n.startswith(wanted)]
-
-
-def hidden_size(model: PreTrainedModel) -> int:
-    """Return H, the width of the residual stream."""
-    return int(model.config.get_text_config().hidden_size)

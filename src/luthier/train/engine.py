@@ -19,7 +19,9 @@ from torch import Tensor
 
 from luthier.core.batch import Batch, Example
 from luthier.core.errors import FreezeError, NonFiniteError, OutOfMemoryError
+from luthier.core.heap import release_between
 from luthier.methods.base import Method, trainable
+from luthier.models.layers import block_modules, hidden_size
 from luthier.models.leaner import make_checkpointable
 from luthier.models.loaded import LoadedModel
 from luthier.models.output_scale import scaled_groups
@@ -112,6 +114,8 @@ class Engine:
             # Only reentrant checkpointing needs inputs that want gradients; with them frozen blocks run backward too.
             module.disable_input_require_grads()
             make_checkpointable(module)
+        if self.model.device.type == "cpu":
+            release_between(block_modules(module), hidden_size(module))
         module.train()
 
     def trained(self) -> dict[str, torch.nn.Parameter]:

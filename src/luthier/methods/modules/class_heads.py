@@ -11,7 +11,8 @@ from torch import nn
 from luthier.core.component import StageFacts
 from luthier.core.errors import ModelError, Problem, RunError
 from luthier.models.heads import head_parameters, is_classifier
-from luthier.models.pooling import Pooling, hidden_size, own_pooling, pooled_head
+from luthier.models.layers import hidden_size
+from luthier.models.pooling import Pooling, own_pooling, pooled_head
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
