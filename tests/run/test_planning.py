@@ -91,14 +91,14 @@ def test_cards_are_found_by_name_by_number_and_by_size():
 
 
 def test_calibration_finds_the_terms_that_made_the_runs():
-    truth = Overhead(40_000_000, 0.2, 0.4, 0.7, 0.5, 0.5, 0.9, 0.8, 0.6, 0.1, products=1.4, passes=0.6)
+    truth = Overhead(40_000_000, 0.2, 0.4, 0.7, 0.5, 0.5, 0.9, 0.3, 0.8, 0.6, 0.1, products=1.4, passes=0.6)
     seen = []
     for holes in get_args(Holes):
         for resident, kept in ((1e8, 2e7), (3e8, 9e7), (9e8, 4e8)):
             blank = Observation(resident, kept, kept, holes, 0.0, 1e-9 * resident, 2e-9 * kept)
             measured = {"peak": blank.predicted(truth), "seconds": blank.predicted_seconds(truth)}
             seen.append(replace(blank, **measured))
-    start = Overhead(45_000_000, 0.15, 0.5, 0.6, 0.6, 0.6, 0.8, 0.7, 0.7, 0.08)
+    start = Overhead(45_000_000, 0.15, 0.5, 0.6, 0.6, 0.6, 0.8, 0.4, 0.7, 0.7, 0.08)
     found = fit(seen, start)
     for name in ("fixed_bytes", *get_args(Holes)):  # the weak spring holds a little
         assert getattr(found, name) == pytest.approx(getattr(truth, name), rel=0.06)
@@ -107,7 +107,7 @@ def test_calibration_finds_the_terms_that_made_the_runs():
 
 
 def test_what_no_run_tells_stays_as_it_was():
-    start = Overhead(45_000_000, 0.15, 0.5, 0.6, 0.6, 0.6, 0.8, 0.7, 0.7, 0.08)
+    start = Overhead(45_000_000, 0.15, 0.5, 0.6, 0.6, 0.6, 0.8, 0.4, 0.7, 0.7, 0.08)
     one = Observation(3e8, 1e8, 9e7, "trained", 0.0)
     found = fit([replace(one, peak=one.predicted(start) * 1.2)], start)
     assert found.trained > start.trained

@@ -155,7 +155,11 @@ def _holes(shape: ModelShape, reach: Reach, job: Job) -> tuple[Holes, int]:
         kind = "recomputed"
     else:
         kind = "trained" if reach.matrices else "frozen"
-    return cast("Holes", f"narrow_{kind}" if shape.hidden < NARROWEST else kind), plain
+    if shape.hidden >= NARROWEST:
+        return cast("Holes", kind), plain
+    if kind == "frozen" and job.micro_batches == 1:
+        return "narrow_once", plain
+    return cast("Holes", f"narrow_{kind}"), plain
 
 
 def pass_of(shape: ModelShape, job: Job) -> Pass:

@@ -26,13 +26,14 @@ Holes = Literal[
     "recomputed",
     "narrow_trained",
     "narrow_frozen",
+    "narrow_once",
     "narrow_beside",
     "narrow_recomputed",
     "returned",
 ]
 """Whose heap: where matrices are trained; where they are frozen; where besides LoRA's products are computed apart
-(transposed matrices, dropout, DoRA); with checkpointing; the same of models too narrow for memory to be handed back;
-and on a quantised base, where large pieces go back to the system at once."""
+(transposed matrices, dropout, DoRA); with checkpointing; the same of models too narrow for memory to be handed back,
+where frozen weights leave fewer holes in a step of one micro-batch; and on a quantised base, where large pieces go back to the system at once."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class Overhead:
     recomputed: float = 0.0
     narrow_trained: float = 0.0
     narrow_frozen: float = 0.0
+    narrow_once: float = 0.0
     narrow_beside: float = 0.0
     narrow_recomputed: float = 0.0
     returned: float = 0.0
@@ -96,19 +98,20 @@ SHIPPED = {
     "cpu": Overhead(
         fixed_bytes=44 * 2**20,
         trained=0.25,
-        frozen=0.35,
+        frozen=0.33,
         beside=0.7,
         recomputed=0.4,
-        narrow_trained=0.5,
-        narrow_frozen=0.8,
-        narrow_beside=0.8,
+        narrow_trained=0.6,
+        narrow_frozen=0.9,
+        narrow_once=0.3,
+        narrow_beside=1.0,
         narrow_recomputed=0.55,
         returned=0.0,
         start_seconds=0.4,
         products=1.2,
         passes=4.0,
     ),
-    "cuda": Overhead(32 * 2**20, **dict.fromkeys(get_args(Holes), 0.03)),
+    "cuda": replace(Overhead(32 * 2**20), **dict.fromkeys(get_args(Holes), 0.03)),
 }
 """The CPU's were fitted on random models (benchmarks/planner_cpu.py); the GPU's are a guess that no run has tested."""
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 TIMES = 2
 """How often in a forward pass: before the first block and the middle one; four times save little more."""
+TIMES_RECOMPUTED = 4
+"""The same where blocks are computed again: little is kept, and what a block leaves counts for more."""
 NARROWEST = 512
 """Hidden size from which it pays: clearing pages grows with the width, what is computed on them with its square. It
 costs 25 % of the time at 256 wide, where 2 % of the memory is saved; at 512 up to 8 % for a quarter of the memory."""
@@ -26,16 +28,17 @@ _APART = 1 << 17
 _M_MMAP_THRESHOLD = -3  # malloc.h
 
 
-def release_between(blocks: Sequence[nn.Module], width: int) -> bool:
+def release_between(blocks: Sequence[nn.Module], width: int, times: int = TIMES) -> bool:
     """Let a training forward pass hand back what is free, before a few of its blocks; return whether it does.
 
     Args:
         blocks: in the order in which they run.
         width: the hidden size.
+        times: before how many of them.
     """
     if width < NARROWEST or _malloc_trim() is None:
         return False
-    for block in {id(b): b for b in (blocks[i * len(blocks) // TIMES] for i in range(TIMES))}.values():
+    for block in {id(b): b for b in (blocks[i * len(blocks) // times] for i in range(times))}.values():
         if _release not in block._forward_pre_hooks.values():
             block.register_forward_pre_hook(_release)
     return True

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from luthier.core.batch import Batch, Example
 from luthier.core.errors import FreezeError, NonFiniteError, OutOfMemoryError
-from luthier.core.heap import release_between
+from luthier.core.heap import TIMES, TIMES_RECOMPUTED, release_between
 from luthier.methods.base import Method, trainable
 from luthier.models.layers import block_modules, hidden_size
 from luthier.models.leaner import make_checkpointable
@@ -115,7 +115,8 @@ class Engine:
             module.disable_input_require_grads()
             make_checkpointable(module)
         if self.model.device.type == "cpu":
-            release_between(block_modules(module), hidden_size(module))
+            times = TIMES_RECOMPUTED if self.settings.gradient_checkpointing else TIMES
+            release_between(block_modules(module), hidden_size(module), times)
         module.train()
 
     def trained(self) -> dict[str, torch.nn.Parameter]:
