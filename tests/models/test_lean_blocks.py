@@ -98,7 +98,7 @@ def test_a_rotation_and_its_gradients_are_the_same(where: int) -> None:
         # Attention hands over transposed views.
         q, k = (_drawn(*s).transpose(1, 2).contiguous().transpose(1, 2).requires_grad_() for s in shapes)
         out = rotate(q, k, angles.cos(), angles.sin(), unsqueeze_dim=where)
-        sum((o * o.detach().sin()).sum() for o in out).backward()
+        torch.stack([(o * o.detach().sin()).sum() for o in out]).sum().backward()
         assert [o.stride() for o in out] == [q.stride(), k.stride()]
         results.append([*(o.detach() for o in out), q.grad, k.grad])
     for ours, theirs in zip(*results, strict=True):

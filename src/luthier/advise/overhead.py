@@ -33,7 +33,8 @@ Holes = Literal[
 ]
 """Whose heap: where matrices are trained; where they are frozen; where besides LoRA's products are computed apart
 (transposed matrices, dropout, DoRA); with checkpointing; the same of models too narrow for memory to be handed back,
-where frozen weights leave fewer holes in a step of one micro-batch; and on a quantised base, where large pieces go back to the system at once."""
+where frozen weights leave fewer holes in a step of one micro-batch; and on a quantised base, where large pieces go back
+to the system at once."""
 
 
 @dataclass(frozen=True)
