@@ -34,6 +34,10 @@ class Speed:
     watts: float = 0.0
 
 
+NOISE_BYTES = 64
+"""What drawing the noise of one number for dropout costs on a CPU, as if it were bytes."""
+LENGTH_BYTES = 24
+"""DoRA adds its update to every number of a matrix, and takes the length of each row."""
 DEQUANTIZE_BYTES = {4: 40, 8: 12}
 """What making one number of its bits costs, as if it were bytes: a look-up for each pair in 4 bits."""
 
@@ -85,8 +89,13 @@ def bytes_per_step(shape: ModelShape, reach: Reach, one: Pass, micro_batches: in
     size = PASSES * kept(shape, reach, plain).activations * (1.5 if one.checkpointing else 1.0)
     size += PASSES * 4 * shape.vocabulary * one.supervised * (not shape.is_encoder)
     depth = shape.layers - min(reach.first_block, shape.layers)
+    beside = [m for m in shape.matrices if m.role in reach.beside]
     if one.folds and reach.beside:
-        size += micro_batches * depth * 16 * sum(m.parameters for m in shape.matrices if m.role in reach.beside)
+        size += micro_batches * depth * 16 * sum(m.parameters for m in beside)
+    if one.noise:
+        size += NOISE_BYTES * one.tokens * depth * sum(m.inputs for m in beside)
+    if reach.lengths:
+        size += micro_batches * depth * LENGTH_BYTES * sum(m.parameters for m in beside)
     if bits is not None:  # a matrix is made of its bits for each product
         size += micro_batches * (shape.layers + depth) * DEQUANTIZE_BYTES[bits] * shape.block_matrices
     if reach.matrices:
