@@ -1,9 +1,9 @@
 """Root-mean-square norms, rotary places and GPT-2's GELU with one temporary tensor instead of five to ten.
 
 As transformers writes them, each is a row of elementwise operations, and each of these fills fresh memory: half of all
-bytes that a step asks for. Here the same operations are done in the same order, so that results are the same to the
-bit, but they are written into one tensor; and the backward passes come from what is kept anyway: a norm's input and its
-inverse root, the rotation's cosines and sines, the GELU's input alone.
+bytes that a step asks for. Here norms and rotations do the same operations in the same order, so that results are the
+same to the bit, but write them into one tensor; GELU is PyTorch's own, the same to rounding. The backward passes come
+from what is kept anyway: a norm's input and its inverse root, the rotation's cosines and sines, the GELU's input alone.
 
 Only where a module's code is to the instruction the code that this replaces, and in float32; elsewhere it stays.
 """
